@@ -1,0 +1,132 @@
+/*
+ * Process groups.
+ *
+ * A group is a set of ranks 0..size-1, a stack of layers (backend.h) and a sequence of operations. Every rank issues its
+ * collectives on one group in the same order; point-to-point operations are matched by (peer, tag) in FIFO order.
+ * Distinct groups are independent. Roots and peers are group-local ranks.
+ *
+ * Threads: every function may be called from any thread; collectives of one group issued from several threads need
+ *   an order agreed by the callers, as on any process group.
+ * Locks: none may be held by a caller in functions marked "waits".
+ * After the first failure that involves a peer (EPEERDEAD, EMISMATCH, ETIMEDOUT of a collective, abort) the group is failed:
+ *   everything pending ends with that cause, later calls return EABORTED (EPEERDEAD stays itself) with the cause in the message.
+ */
+#ifndef PERIGEE_GROUP_H
+#define PERIGEE_GROUP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend.h"
+#include "error.h"
+#include "export.h"
+#include "op.h"
+#include "store.h"
+#include "work.h"
+
+typedef struct perigee_group perigee_group;
+
+typedef struct perigee_init_options {
+  uint32_t size;
+  const char *backend;   /* stack string; NULL: PERIGEE_BACKEND or "native" */
+  int rank, nranks;      /* -1: from the environment; both or none */
+  perigee_store *store;  /* NULL: from the environment; not needed when nranks is 1 */
+  int64_t timeout_ns;    /* default of operations; <= 0: 30 min */
+  int64_t init_timeout_ns; /* of this call; <= 0: PERIGEE_INIT_TIMEOUT seconds or 300 s */
+  const char *name;      /* NULL: "world" */
+} perigee_init_options;
+
+/** All defaults. */
+PERIGEE_API void perigee_init_options_init(perigee_init_options *opts);
+
+/**
+ * Join the world of this process. Waits for all ranks.
+ * Environment: RANK and WORLD_SIZE (torchrun, perigee run), else OMPI_COMM_WORLD_*, PMI_*, SLURM_*; nothing set: size 1.
+ *   MASTER_ADDR and MASTER_PORT name the store. May be called again: each call is a new world (own generation on the store).
+ * Owns: *group_p: returned owned; end it with perigee_group_close and perigee_group_unref.
+ * Errors: EINVAL, ERENDEZVOUS or ETIMEDOUT naming missing ranks, ECONFIG (sizes differ), EDUPRANK, ESTORE, ENOENT (backend).
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_init(const perigee_init_options *opts,
+                                                perigee_group **group_p);
+
+/**
+ * n groups that are the ranks 0..n-1 of one world inside this process, to be used from n threads ("local").
+ * groups: n entries, each returned owned.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_init_local(int n, const perigee_init_options *opts,
+                                                      perigee_group **groups);
+
+PERIGEE_API perigee_group *perigee_group_ref(perigee_group *group);
+PERIGEE_API void perigee_group_unref(perigee_group *group); /* NULL is accepted; never blocks */
+
+/**
+ * End the group on this rank: pending works end with ECLOSED, peers are told, resources go. Idempotent.
+ * Waits: at most 2 s, for data that is still on its way out. From a callback or hook it only requests the end.
+ */
+PERIGEE_API int perigee_group_close(perigee_group *group);
+PERIGEE_API bool perigee_group_is_closed(const perigee_group *group);
+
+PERIGEE_API int perigee_group_rank(const perigee_group *group);
+PERIGEE_API int perigee_group_size(const perigee_group *group);
+PERIGEE_API const char *perigee_group_name(const perigee_group *group);
+/** The stack, "log(fp16(native))". */
+PERIGEE_API const char *perigee_group_backend(const perigee_group *group);
+/** Transport in use for the whole group: "shm", "tcp", "self", or "" when the bottom is not native. */
+PERIGEE_API const char *perigee_group_transport(const perigee_group *group);
+/** The group's own prefixed store, NULL when it has none. Borrowed. */
+PERIGEE_API perigee_store *perigee_group_store(const perigee_group *group);
+/** Rank of the world that is `rank` here, -1 when out of range; and back (-1: no member). */
+PERIGEE_API int perigee_group_to_world(const perigee_group *group, int rank);
+PERIGEE_API int perigee_group_from_world(const perigee_group *group, int world_rank);
+/** Collectives accepted so far. */
+PERIGEE_API uint64_t perigee_group_seq(const perigee_group *group);
+
+PERIGEE_API int64_t perigee_group_timeout(const perigee_group *group);
+PERIGEE_API int perigee_group_set_timeout(perigee_group *group, int64_t timeout_ns);
+
+/**
+ * Start an operation. Checks the request against the operation's row and the tensors first.
+ * Returns at once: 0 and *work_p (returned owned), or EINVAL ESHAPE EDTYPE ERANGE ENOTSUP ECLOSED EABORTED and no work.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_submit(perigee_group *group,
+                                                        const perigee_request *req,
+                                                        perigee_work **work_p);
+/** Run an operation to its end on this thread. Waits. Detail of an error: perigee_last_error(). */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_run(perigee_group *group,
+                                                     const perigee_request *req);
+
+/** Whether op reaches the bottom without any layer in between (it never takes an interpreter's mutex then). */
+PERIGEE_API bool perigee_group_is_direct(const perigee_group *group, int op);
+
+/**
+ * Subgroups. Both are collective over the members only for subgroup, over all ranks for split, and wait for them.
+ * split: ranks with the same color form a group ordered by (key, rank); color < 0: *group_p is NULL.
+ * subgroup: ranks in this order become 0..n-1; a caller that is not in the list gets NULL and does not wait.
+ * name: NULL: made from the parent's name. The chain of layers is inherited.
+ * Errors: EINVAL (empty, duplicate, out of range), ETIMEDOUT, ...
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_split(perigee_group *group, int color, int key,
+                                                       const char *name, perigee_group **group_p);
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_subgroup(perigee_group *group, const int *ranks,
+                                                          int n, const char *name,
+                                                          perigee_group **group_p);
+
+/** Fail the group on every rank: pending and later operations end with EABORTED and this reason. Never waits. */
+PERIGEE_API int perigee_group_abort(perigee_group *group, const char *reason);
+/** 0 while healthy; else the code, and the first cause in *error_p (may be NULL). */
+PERIGEE_API int perigee_group_failed(const perigee_group *group, perigee_error *error_p);
+
+/* ---- the common operations as plain calls. All wait. ------------------------------------------- */
+
+PERIGEE_API int perigee_allreduce(perigee_group *group, perigee_tensor *tensor,
+                                  perigee_redop_kind op);
+PERIGEE_API int perigee_broadcast(perigee_group *group, perigee_tensor *tensor, int root);
+PERIGEE_API int perigee_reduce(perigee_group *group, perigee_tensor *tensor, int root,
+                               perigee_redop_kind op);
+PERIGEE_API int perigee_allgather_into_tensor(perigee_group *group, perigee_tensor *out,
+                                              perigee_tensor *in);
+PERIGEE_API int perigee_barrier(perigee_group *group);
+PERIGEE_API int perigee_send(perigee_group *group, perigee_tensor *tensor, int dst, int64_t tag);
+PERIGEE_API int perigee_recv(perigee_group *group, perigee_tensor *tensor, int src, int64_t tag);
+
+#endif

@@ -1,0 +1,136 @@
+/*
+ * Embedding: Lua interpreters that run scripted backends for a C program.
+ *
+ * An interpreter is a lua_State and the one mutex that guards it. Any number of interpreters run in parallel in one process;
+ * within one, threads take turns. There are two ways to have one:
+ *   - perigee_interp_create: the library owns the state (memory cap, chosen libraries, text chunks only).
+ *   - perigee_interp_borrow: the program owns the state. `require "perigee"` in a stock lua5.4 does the same by itself.
+ *
+ * Turns
+ *   A thread enters with perigee_interp_enter, which returns this OS thread's own Lua thread of the state, and leaves with
+ *   perigee_interp_leave. Entering again on the same thread nests. While it is inside, no other thread runs Lua. Collectives
+ *   called from Lua give the interpreter up while they wait and take it back before they return.
+ *   Never wait for another rank or thread in C while inside: leave first.
+ *
+ * A backend written in Lua
+ *   perigee_interp *interp;
+ *   perigee_interp_create(NULL, &interp);
+ *   perigee_interp_load_backend(interp, "fp16.lua", "fp16");
+ *   perigee_init_options opts;
+ *   perigee_init_options_init(&opts);
+ *   opts.backend = "fp16(native)";
+ *   perigee_group *group;
+ *   perigee_init(&opts, &group);
+ *   perigee_allreduce(group, tensor, PERIGEE_REDOP_SUM);    from any thread; the override runs in the interpreter
+ *   perigee_group_close(group);
+ *   perigee_group_unref(group);
+ *   perigee_interp_destroy(&interp);
+ * An override that raises fails its operation with PERIGEE_ELUA, the message and the Lua traceback (perigee_last_error()).
+ *
+ * The end: close the groups first, then destroy the interpreter (or lua_close a borrowed state). What still comes from C
+ * afterwards is answered with PERIGEE_ELUASTATE; nothing waits for Lua any more. An interpreter is not usable in a forked
+ * child (PERIGEE_EFORKED).
+ */
+#ifndef PERIGEE_LUA_H
+#define PERIGEE_LUA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <lua.h>
+
+#include "error.h"
+#include "export.h"
+
+typedef struct perigee_interp perigee_interp;
+
+enum { /* libraries of an owned state; coroutine, string, table, math and utf8 are always there */
+  PERIGEE_LUA_PACKAGE =
+      1 << 0, /* require: text files by package.path, C modules by package.cpath */
+  PERIGEE_LUA_IO = 1 << 1,
+  PERIGEE_LUA_OS = 1 << 2,
+  PERIGEE_LUA_DEBUG = 1 << 3,
+  PERIGEE_LUA_ALL = 0xf
+};
+
+typedef struct perigee_interp_options {
+  uint32_t size;
+  size_t
+      memory_limit; /* bytes of Lua objects, tensors not counted; 0: none. Beyond it scripts get "not enough memory" */
+  unsigned libs; /* PERIGEE_LUA_* bits; default all */
+} perigee_interp_options;
+
+/** All defaults. */
+PERIGEE_API void perigee_interp_options_init(perigee_interp_options *opts);
+
+/**
+ * A new state. load, loadfile, dofile and require take text only: precompiled chunks are refused.
+ * require "perigee" finds perigee/init.lua by package.path, or else the part of it that is written in C.
+ * Owns:    *interp_p: returned owned; the calling thread is not inside.
+ * Errors:  EINVAL, ENOMEM (also: memory_limit too small to open the libraries).
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_create(const perigee_interp_options *opts,
+                                                         perigee_interp **interp_p);
+
+/**
+ * The interpreter of a state that the program made. The calling thread must be the one that runs Lua on it.
+ * Owns:    L: stays the program's, which closes it (lua_close ends the interpreter). *interp_p: returned owned; destroy drops
+ *          the handle alone.
+ * Threads: the calling thread is inside when this returns (as after enter): it calls perigee_interp_leave when it stops running
+ *          Lua and enter when it goes on, if other threads are to run Lua in between.
+ * Errors:  ENOMEM, ELUASTATE (L is being closed).
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_borrow(lua_State *L, perigee_interp **interp_p);
+
+/**
+ * End an owned interpreter, or drop the handle of a borrowed one. NULL in *interp_p is accepted; *interp_p becomes NULL.
+ * Owned: new entries are refused; threads inside are asked to come out (their waits end with ECLOSED) and waited for;
+ * callbacks that have not run fail their works with ELUASTATE; then lua_close.
+ * The calling thread must not be inside.
+ */
+PERIGEE_API void perigee_interp_destroy(perigee_interp **interp_p);
+
+/**
+ * Wait for the interpreter and take it.
+ * Returns this OS thread's own lua_State of it, valid until the matching leave; NULL with perigee_last_error():
+ *   ELUASTATE closed, EFORKED, ENOMEM.
+ * Its stack is the caller's to use; leave it as it was. Calls that may raise belong into lua_pcall.
+ */
+PERIGEE_API lua_State *perigee_interp_enter(perigee_interp *interp);
+/** Undo one enter. */
+PERIGEE_API void perigee_interp_leave(perigee_interp *interp);
+
+/** Run a file or a string of Lua text. Errors: ELUA with message and traceback, ENOENT (no such file), ENOMEM, or the code
+ *  of the error object that was raised. name: for messages; NULL: "string". */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_run_file(perigee_interp *interp,
+                                                           const char *path);
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_run_string(perigee_interp *interp,
+                                                             const char *text, const char *name);
+
+/**
+ * Run a file of Lua text that makes a backend, and register the backend under `name` for stack strings ("name(native)").
+ * The file returns perigee.backend(...), or a plain table of methods (its field `inner` names the stack below, default
+ * "native"), or it registers `name` by calling perigee.backend(name).
+ * Errors: as run_file; ELUATYPE when the file does neither; EINVAL for an unknown method ("did you mean").
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_load_backend(perigee_interp *interp,
+                                                               const char *path, const char *name);
+/** The same from text. */
+PERIGEE_API PERIGEE_MUST_CHECK int
+perigee_interp_load_backend_string(perigee_interp *interp, const char *text, const char *name);
+
+/** What an interpreter holds; a snapshot. */
+typedef struct perigee_interp_stats {
+  uint32_t size;       /* in: sizeof(perigee_interp_stats) */
+  int64_t refs;        /* references into the Lua registry held by C */
+  int64_t threads;     /* OS threads that have a Lua thread */
+  uint64_t waits;      /* times a thread slept for the interpreter */
+  int64_t memory_used; /* bytes of Lua objects; -1 for a borrowed state */
+  int64_t ready;       /* callbacks waiting to run */
+} perigee_interp_stats;
+PERIGEE_API void perigee_interp_stats_get(perigee_interp *interp, perigee_interp_stats *stats);
+
+/** The module `perigee.core`. Calling it again on one state returns the same table. */
+PERIGEE_API int luaopen_perigee_core(lua_State *L);
+
+#endif
