@@ -20,12 +20,12 @@ typedef struct perigee_layer perigee_layer; /* one layer of one group */
 /** What a layer is told when its group opens. Borrowed for the time of the call. */
 typedef struct perigee_layer_info {
   uint32_t size;
-  perigee_layer *layer;      /* valid until close */
-  const char *backend_name;  /* name in the stack string */
+  perigee_layer *layer;     /* valid until close */
+  const char *backend_name; /* name in the stack string */
   const char *group_name;
   int rank, nranks;
-  perigee_store *store;      /* prefixed for this group; NULL when the group has none (size 1) */
-  int64_t timeout_ns;        /* the group's default */
+  perigee_store *store; /* prefixed for this group; NULL when the group has none (size 1) */
+  int64_t timeout_ns;   /* the group's default */
 } perigee_layer_info;
 
 /**
@@ -71,9 +71,8 @@ PERIGEE_API bool perigee_backend_exists(const char *name);
 /* ---- what a layer may call: the layer below ---------------------------------------------------- */
 
 /** Start req in the layers below `layer`. Same contract as ops->submit. ENOTSUP when nothing below takes it. */
-PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_submit(perigee_layer *layer,
-                                                        const perigee_request *req,
-                                                        perigee_work **work_p);
+PERIGEE_API PERIGEE_MUST_CHECK int
+perigee_layer_submit(perigee_layer *layer, const perigee_request *req, perigee_work **work_p);
 /** Run req in the layers below and wait for its end. */
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_run(perigee_layer *layer,
                                                      const perigee_request *req);

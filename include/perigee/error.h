@@ -71,16 +71,16 @@ typedef enum perigee_err {
  * Fields that do not apply are 0, "" or -1 as noted.
  */
 typedef struct perigee_error {
-  int code;                          /* perigee_err or -errno */
-  int rank;                          /* who reports: rank in the group, -1 unknown */
-  int op;                            /* perigee_op, -1 none */
-  int origin;                        /* rank that saw the first cause, -1 unknown or self */
-  int nranks;                        /* culprits in ranks[]: missing, dead, different */
-  int ranks[PERIGEE_ERR_RANKS_MAX];  /* ascending, ranks in the group */
-  uint64_t seq;                      /* the operation's number on its group, 0 none */
-  char group[64];                    /* group name */
-  char message[512];                 /* one line, without op, seq and group */
-  char traceback[2048];              /* Lua traceback where a script raised */
+  int code;                         /* perigee_err or -errno */
+  int rank;                         /* who reports: rank in the group, -1 unknown */
+  int op;                           /* perigee_op, -1 none */
+  int origin;                       /* rank that saw the first cause, -1 unknown or self */
+  int nranks;                       /* culprits in ranks[]: missing, dead, different */
+  int ranks[PERIGEE_ERR_RANKS_MAX]; /* ascending, ranks in the group */
+  uint64_t seq;                     /* the operation's number on its group, 0 none */
+  char group[64];                   /* group name */
+  char message[512];                /* one line, without op, seq and group */
+  char traceback[2048];             /* Lua traceback where a script raised */
 } perigee_error;
 
 /** "EINVAL" for PERIGEE_EINVAL, libuv's name for its codes, "EUNKNOWN" otherwise. Static memory. */

@@ -28,12 +28,12 @@ typedef struct perigee_group perigee_group;
 
 typedef struct perigee_init_options {
   uint32_t size;
-  const char *backend;   /* stack string; NULL: PERIGEE_BACKEND or "native" */
-  int rank, nranks;      /* -1: from the environment; both or none */
-  perigee_store *store;  /* NULL: from the environment; not needed when nranks is 1 */
-  int64_t timeout_ns;    /* default of operations; <= 0: 30 min */
+  const char *backend;     /* stack string; NULL: PERIGEE_BACKEND or "native" */
+  int rank, nranks;        /* -1: from the environment; both or none */
+  perigee_store *store;    /* NULL: from the environment; not needed when nranks is 1 */
+  int64_t timeout_ns;      /* default of operations; <= 0: 30 min */
   int64_t init_timeout_ns; /* of this call; <= 0: PERIGEE_INIT_TIMEOUT seconds or 300 s */
-  const char *name;      /* NULL: "world" */
+  const char *name;        /* NULL: "world" */
 } perigee_init_options;
 
 /** All defaults. */
@@ -88,9 +88,8 @@ PERIGEE_API int perigee_group_set_timeout(perigee_group *group, int64_t timeout_
  * Start an operation. Checks the request against the operation's row and the tensors first.
  * Returns at once: 0 and *work_p (returned owned), or EINVAL ESHAPE EDTYPE ERANGE ENOTSUP ECLOSED EABORTED and no work.
  */
-PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_submit(perigee_group *group,
-                                                        const perigee_request *req,
-                                                        perigee_work **work_p);
+PERIGEE_API PERIGEE_MUST_CHECK int
+perigee_group_submit(perigee_group *group, const perigee_request *req, perigee_work **work_p);
 /** Run an operation to its end on this thread. Waits. Detail of an error: perigee_last_error(). */
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_run(perigee_group *group,
                                                      const perigee_request *req);

@@ -32,7 +32,11 @@ enum { /* OPTS bits */
 };
 
 typedef enum perigee_form {
-  PERIGEE_FORM_NONE, PERIGEE_FORM_ONE, PERIGEE_FORM_LIST, PERIGEE_FORM_LISTS, PERIGEE_FORM_INPLACE
+  PERIGEE_FORM_NONE,
+  PERIGEE_FORM_ONE,
+  PERIGEE_FORM_LIST,
+  PERIGEE_FORM_LISTS,
+  PERIGEE_FORM_INPLACE
 } perigee_form;
 
 #define PERIGEE__T PERIGEE_OPT_TIMEOUT
@@ -64,8 +68,7 @@ typedef enum perigee_form {
   XX(15, MONITORED_BARRIER, monitored_barrier, NONE, NONE, PERIGEE__T | PERIGEE_OPT_WAIT_ALL, "")  \
   XX(16, SEND, send, NONE, LIST, PERIGEE__T | PERIGEE_OPT_DST | PERIGEE_OPT_TAG, "")               \
   XX(17, RECV, recv, LIST, NONE, PERIGEE__T | PERIGEE_OPT_SRC | PERIGEE_OPT_TAG, "")               \
-  XX(18, RECV_ANYSOURCE, recv_anysource, LIST, NONE, PERIGEE__T | PERIGEE_OPT_TAG,                 \
-     "recvAnysource")
+  XX(18, RECV_ANYSOURCE, recv_anysource, LIST, NONE, PERIGEE__T | PERIGEE_OPT_TAG, "recvAnysource")
 
 typedef enum perigee_op {
 #define XX(_id, _NAME, _name, _out, _in, _opts, _aliases) PERIGEE_OP_##_NAME = _id,
@@ -161,15 +164,15 @@ typedef struct perigee_request {
   int op;              /* perigee_op */
   perigee_tensors out; /* empty for in-place operations */
   perigee_tensors in;
-  int root;            /* group-local, default 0 */
-  int peer;            /* dst of send, src of recv; -1 none */
-  int64_t tag;         /* >= 0, default 0 */
+  int root;    /* group-local, default 0 */
+  int peer;    /* dst of send, src of recv; -1 none */
+  int64_t tag; /* >= 0, default 0 */
   perigee_redop redop;
   const int64_t *out_splits, *in_splits; /* alltoall_base: extents along dimension 0; NULL even */
   uint32_t n_out_splits, n_in_splits;
-  int64_t timeout_ns;  /* PERIGEE_TIMEOUT_* or > 0 */
+  int64_t timeout_ns; /* PERIGEE_TIMEOUT_* or > 0 */
   bool wait_all_ranks;
-  uint64_t seq;        /* 0: the group numbers it; layers keep it when they pass a request on */
+  uint64_t seq; /* 0: the group numbers it; layers keep it when they pass a request on */
 } perigee_request;
 
 /** Fills a request with defaults for op: empty lists, root 0, peer -1, tag 0, sum, group's timeout. */

@@ -32,17 +32,16 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_store_hash_create(perigee_store **sto
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_store_file_create(const char *path,
                                                              perigee_store **store_p);
 /** key -> prefix "/" key in inner (a reference is taken). */
-PERIGEE_API PERIGEE_MUST_CHECK int perigee_store_prefix_create(const char *prefix,
-                                                               perigee_store *inner,
-                                                               perigee_store **store_p);
+PERIGEE_API PERIGEE_MUST_CHECK int
+perigee_store_prefix_create(const char *prefix, perigee_store *inner, perigee_store **store_p);
 
 /** Client of a TCP store that speaks PyTorch's TCPStore protocol. */
 typedef struct perigee_store_tcp_options {
   uint32_t size;
-  const char *host;      /* name or address */
+  const char *host; /* name or address */
   int port;
-  int64_t timeout_ns;    /* connect, and default of waits; <= 0: 300 s */
-  int world_size;        /* > 0: announce this client under "init/" */
+  int64_t timeout_ns; /* connect, and default of waits; <= 0: 300 s */
+  int world_size;     /* > 0: announce this client under "init/" */
 } perigee_store_tcp_options;
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_store_tcp_connect(const perigee_store_tcp_options *opts,
                                                              perigee_store **store_p);
@@ -82,12 +81,10 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_store_add(perigee_store *s, const cha
                                                      int64_t delta, int64_t *value_p);
 /** Missing key: stores and returns desired when expected is empty, else returns expected and stores nothing.
  *  Present key: stores and returns desired on a match, else returns the current value. */
-PERIGEE_API PERIGEE_MUST_CHECK int perigee_store_compare_set(perigee_store *s, const char *key,
-                                                             const void *expected,
-                                                             size_t expected_size,
-                                                             const void *desired,
-                                                             size_t desired_size,
-                                                             perigee_bytes *value_p);
+PERIGEE_API PERIGEE_MUST_CHECK int
+perigee_store_compare_set(perigee_store *s, const char *key, const void *expected,
+                          size_t expected_size, const void *desired, size_t desired_size,
+                          perigee_bytes *value_p);
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_store_wait(perigee_store *s, const char *const *keys,
                                                       size_t n, int64_t timeout_ns);
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_store_check(perigee_store *s, const char *const *keys,

@@ -103,9 +103,8 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_view(const perigee_tensor *ten
                                                        const int64_t *shape,
                                                        perigee_tensor **view_p);
 /** A new contiguous tensor with the same elements, converted to dtype (see perigee_tensor_copy). */
-PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_to(const perigee_tensor *tensor,
-                                                     perigee_dtype dtype,
-                                                     perigee_tensor **tensor_p);
+PERIGEE_API PERIGEE_MUST_CHECK int
+perigee_tensor_to(const perigee_tensor *tensor, perigee_dtype dtype, perigee_tensor **tensor_p);
 /** The tensor itself (one more reference) when contiguous, otherwise a contiguous copy. */
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_contiguous(perigee_tensor *tensor,
                                                              perigee_tensor **tensor_p);
@@ -122,11 +121,16 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_copy(perigee_tensor *dst,
 
 /** One value in the widest form of its class; which member is set follows the dtype. */
 typedef struct perigee_scalar {
-  enum { PERIGEE_SCALAR_FLOAT, PERIGEE_SCALAR_INT, PERIGEE_SCALAR_UINT, PERIGEE_SCALAR_BOOL,
-         PERIGEE_SCALAR_COMPLEX } kind;
-  double re, im;  /* FLOAT uses re; COMPLEX both */
-  int64_t i;      /* INT, BOOL (0 or 1) */
-  uint64_t u;     /* UINT */
+  enum {
+    PERIGEE_SCALAR_FLOAT,
+    PERIGEE_SCALAR_INT,
+    PERIGEE_SCALAR_UINT,
+    PERIGEE_SCALAR_BOOL,
+    PERIGEE_SCALAR_COMPLEX
+  } kind;
+  double re, im; /* FLOAT uses re; COMPLEX both */
+  int64_t i;     /* INT, BOOL (0 or 1) */
+  uint64_t u;    /* UINT */
 } perigee_scalar;
 
 /** Element number index (row-major, 0-based). ERANGE when outside. */
@@ -141,7 +145,12 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_fill(perigee_tensor *tensor,
 /* ---- arithmetic in place --------------------------------------------------------------------- */
 
 typedef enum perigee_binop {
-  PERIGEE_ADD, PERIGEE_SUB, PERIGEE_MUL, PERIGEE_DIV, PERIGEE_MAXIMUM, PERIGEE_MINIMUM
+  PERIGEE_ADD,
+  PERIGEE_SUB,
+  PERIGEE_MUL,
+  PERIGEE_DIV,
+  PERIGEE_MAXIMUM,
+  PERIGEE_MINIMUM
 } perigee_binop;
 
 /** a := a op b, elementwise, same dtype and shape. Integer division by zero is EINVAL. Not for bool.
@@ -149,8 +158,7 @@ typedef enum perigee_binop {
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_binary(perigee_binop op, perigee_tensor *a,
                                                          const perigee_tensor *b);
 /** a := a op value, elementwise. */
-PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_binary_scalar(perigee_binop op,
-                                                                perigee_tensor *a,
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_binary_scalar(perigee_binop op, perigee_tensor *a,
                                                                 const perigee_scalar *value);
 /** a := a + alpha * b for float dtypes (accumulates in f32 for 16-bit floats). */
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_axpy(perigee_tensor *a, double alpha,

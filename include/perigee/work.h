@@ -25,7 +25,10 @@
 typedef struct perigee_work perigee_work;
 
 typedef enum perigee_work_status {
-  PERIGEE_WORK_PENDING, PERIGEE_WORK_DONE, PERIGEE_WORK_FAILED, PERIGEE_WORK_TIMEDOUT,
+  PERIGEE_WORK_PENDING,
+  PERIGEE_WORK_DONE,
+  PERIGEE_WORK_FAILED,
+  PERIGEE_WORK_TIMEDOUT,
   PERIGEE_WORK_ABORTED
 } perigee_work_status;
 
@@ -56,9 +59,10 @@ PERIGEE_API const char *perigee_work_status_name(perigee_work_status status);
 /** The error of an ended work, NULL when pending or done. Borrowed from the work. */
 PERIGEE_API const perigee_error *perigee_work_error(const perigee_work *work);
 
-PERIGEE_API int perigee_work_op(const perigee_work *work);           /* perigee_op, -1 for plain futures */
-PERIGEE_API uint64_t perigee_work_seq(const perigee_work *work);     /* 0 for plain futures */
-PERIGEE_API int perigee_work_source_rank(const perigee_work *work);  /* recv, recv_anysource; else -1 */
+PERIGEE_API int perigee_work_op(const perigee_work *work); /* perigee_op, -1 for plain futures */
+PERIGEE_API uint64_t perigee_work_seq(const perigee_work *work); /* 0 for plain futures */
+PERIGEE_API int
+perigee_work_source_rank(const perigee_work *work); /* recv, recv_anysource; else -1 */
 /** Output tensors of the request (the in-place list, or outputs row after row). Borrowed. */
 PERIGEE_API perigee_tensors perigee_work_outputs(const perigee_work *work);
 PERIGEE_API int64_t perigee_work_started_ns(const perigee_work *work);  /* CLOCK_MONOTONIC */

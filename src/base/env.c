@@ -12,7 +12,7 @@ static const perigee__env_entry table[] = {
 #define XX(_name, _fallback, _help) {#_name, _fallback, _help},
     PERIGEE_ENV_MAP(XX)
 #undef XX
-    {NULL, NULL, NULL}};
+        {NULL, NULL, NULL}};
 
 const perigee__env_entry *perigee__env_table(void) { return table; }
 

@@ -28,7 +28,7 @@ const char *perigee_err_name(int code) {
     return #_name;
     PERIGEE_ERR_MAP(XX)
 #undef XX
-  /* uv_err_name makes (and leaks) a string for numbers it does not know: ask only for what it does */
+    /* uv_err_name makes (and leaks) a string for numbers it does not know: ask only for what it does */
 #define XX(_name, _text)                                                                           \
   case UV_##_name:                                                                                 \
     return #_name;
@@ -144,7 +144,8 @@ size_t perigee_error_format(const perigee_error *error, char *buf, size_t size) 
     snprintf(head, sizeof(head), "%s: ", error->group);
   if (error->rank >= 0)
     snprintf(tail, sizeof(tail), " (rank %d)", error->rank);
-  int n = snprintf(buf, size, "%s%s%s", head,
-                   error->message[0] != '\0' ? error->message : perigee_strerror(error->code), tail);
+  int n =
+      snprintf(buf, size, "%s%s%s", head,
+               error->message[0] != '\0' ? error->message : perigee_strerror(error->code), tail);
   return n > 0 ? (size_t)n : 0;
 }

@@ -8,7 +8,10 @@
 #include "base/attr.h"
 
 typedef enum perigee_log_level {
-  PERIGEE_LOG_ERROR, PERIGEE_LOG_WARN, PERIGEE_LOG_INFO, PERIGEE_LOG_DEBUG
+  PERIGEE_LOG_ERROR,
+  PERIGEE_LOG_WARN,
+  PERIGEE_LOG_INFO,
+  PERIGEE_LOG_DEBUG
 } perigee_log_level;
 
 void perigee__log(perigee_log_level level, const char *fmt, ...) PERIGEE_PRINTF(2, 3);

@@ -1,11 +1,14 @@
 /*
- * Who drives the loop: see loop.h. The words that decide it:
- *   wanted   threads inside loop_lock that had to kick the owner out of epoll; the I/O thread stays off the lock while it
- *            is not 0, so that a mutex without fairness cannot starve them.
- *   drivers  threads between driver_enter and driver_leave.
- *   drives   counts driver_leave calls: when it has changed since its last look, callers are busy and the I/O thread naps on.
- * A driver that sleeps in epoll can be needed elsewhere only by a thread in loop_lock, which kicks it; kicks go through
- * uv_async_send, which is safe from any thread and coalesces.
+ * Who drives the loop: see loop.h. The words that decide it, all seq_cst because each is one half of a handshake:
+ *   wanted    threads in the slow path of loop_lock. Who is about to sleep in epoll looks at it after it has said so in `sleeping`;
+ *             loop_lock looks at `sleeping` after it has counted itself: one of them sees the other. Drivers and the I/O thread stay
+ *             off the lock while it is not 0, so that a mutex without fairness cannot starve whoever waits for it.
+ *   sleeping  who is (about to be) in epoll with the lock: 0 nobody, CALLER, or IO.
+ *   drivers   threads between driver_enter and driver_leave. The I/O thread looks at it after it has set `sleeping`, a driver that
+ *             did not get the lock looks at `sleeping` after it has counted itself (loop_nudge).
+ *   drives    changes when a driver leaves and when the I/O thread was in somebody's way: callers are busy then and it naps on.
+ *   parked    the I/O thread sleeps longer than a nap, because drivers have been there for a while; driver_leave wakes it.
+ * Kicks go through uv_async_send, which is safe from any thread and coalesces.
  */
 #include "base/loop.h"
 
@@ -20,7 +23,16 @@
 #include "base/error.h"
 #include "base/futex.h"
 
-enum { NAP_NS = 1000000 }; /* how long callers may be idle before the I/O thread takes over */
+enum {
+  NAP_NS = 1000000,    /* how long callers may be idle before the I/O thread takes over */
+  PARK_NS = 100000000, /* bounds the sleep of a parked I/O thread; nothing depends on it */
+  PARK_AFTER = 4       /* naps */
+};
+enum {
+  NOBODY,
+  CALLER,
+  IO
+};
 
 struct perigee__loop {
   uv_loop_t uv;     /* under mutex */
@@ -29,10 +41,11 @@ struct perigee__loop {
   perigee_mutex mutex;
   perigee__loop_hooks hooks; /* immutable once shared */
   pthread_t io_thread;
-  _Atomic uint32_t wanted;  /* release on decrement, the I/O thread waits on it */
-  _Atomic uint32_t drivers; /* relaxed: only steers who drives */
-  _Atomic uint32_t drives;  /* futex word of the napping I/O thread; relaxed otherwise */
-  _Atomic bool sleeping;    /* somebody is (about to be) in epoll; seq_cst pairs with loop_lock */
+  _Atomic uint32_t wanted; /* also a futex word: woken when it falls to 0 */
+  _Atomic uint32_t drivers;
+  _Atomic uint32_t drives; /* also the futex word of the I/O thread's naps */
+  _Atomic uint32_t sleeping;
+  _Atomic uint32_t parked;
   _Atomic bool stopping;
 };
 
@@ -51,23 +64,35 @@ void perigee__loop_lock(perigee__loop *loop) PERIGEE_NO_TSA {
   if (perigee__trylock(&loop->mutex))
     return;
   atomic_fetch_add(&loop->wanted, 1);
-  /* seq_cst on both sides: either the sleeper sees wanted before it sleeps, or we see it sleeping and kick it. */
-  if (atomic_load(&loop->sleeping))
+  uint32_t sleeper = atomic_load(&loop->sleeping);
+  if (sleeper != NOBODY)
     uv_async_send(&loop->kick);
+  if (sleeper == IO)
+    atomic_fetch_add(&loop->drives, 1);
   perigee__lock(&loop->mutex);
   if (atomic_fetch_sub(&loop->wanted, 1) == 1)
     perigee__futex_wake(&loop->wanted, INT_MAX, false);
 }
 
 void perigee__loop_unlock(perigee__loop *loop) PERIGEE_NO_TSA {
-  void *collected = loop->hooks.collect != NULL ? loop->hooks.collect(loop->hooks.arg) : NULL;
+  const perigee__loop_hooks hooks = loop->hooks; /* under the lock: set_hooks changes them */
+  void *collected = hooks.collect != NULL ? hooks.collect(hooks.arg) : NULL;
   perigee__unlock(&loop->mutex);
-  if (collected != NULL)
-    loop->hooks.deliver(loop->hooks.arg, collected);
+  if (hooks.deliver != NULL)
+    hooks.deliver(hooks.arg, collected);
 }
 
-bool perigee__loop_wanted(const perigee__loop *loop) {
-  return atomic_load_explicit(&loop->wanted, memory_order_relaxed) > 0;
+bool perigee__loop_wanted(const perigee__loop *loop) { return atomic_load(&loop->wanted) > 0; }
+
+void perigee__loop_give_way(perigee__loop *loop) {
+  uint32_t wanted = atomic_load(&loop->wanted);
+  if (PERIGEE_UNLIKELY(wanted > 0))
+    perigee__futex_wait(&loop->wanted, wanted, perigee__deadline_in(NAP_NS), false);
+}
+
+void perigee__loop_nudge(perigee__loop *loop) {
+  if (atomic_load(&loop->sleeping) == IO)
+    uv_async_send(&loop->kick);
 }
 
 static bool prepare(perigee__loop *loop, bool sleep) {
@@ -79,7 +104,7 @@ void perigee__loop_poll(perigee__loop *loop) {
   prepare(loop, false);
 }
 
-void perigee__loop_run_once(perigee__loop *loop, int64_t deadline_ns) PERIGEE_NO_TSA {
+static void run(perigee__loop *loop, int64_t deadline_ns, uint32_t who) {
   if (prepare(loop, true)) {
     uv_run(&loop->uv, UV_RUN_NOWAIT);
     return;
@@ -91,28 +116,27 @@ void perigee__loop_run_once(perigee__loop *loop, int64_t deadline_ns) PERIGEE_NO
     uv_timer_start(&loop->timer, on_timer,
                    (uint64_t)((left + PERIGEE_NS_PER_MS - 1) / PERIGEE_NS_PER_MS), 0);
   }
-  atomic_store(&loop->sleeping, true);
-  uv_run(&loop->uv, atomic_load(&loop->wanted) > 0 ? UV_RUN_NOWAIT : UV_RUN_ONCE);
-  atomic_store(&loop->sleeping, false);
+  atomic_store(&loop->sleeping, who);
+  bool in_the_way =
+      atomic_load(&loop->wanted) > 0 || (who == IO && atomic_load(&loop->drivers) > 0);
+  uv_run(&loop->uv, in_the_way ? UV_RUN_NOWAIT : UV_RUN_ONCE);
+  atomic_store(&loop->sleeping, NOBODY);
   if (bounded)
     uv_timer_stop(&loop->timer);
-  if (atomic_load(&loop->wanted) > 0) {
-    /* Somebody waits for the lock: give way once. */
-    perigee__loop_unlock(loop);
-    uint32_t wanted = atomic_load(&loop->wanted);
-    if (wanted > 0)
-      perigee__futex_wait(&loop->wanted, wanted, perigee__deadline_in(PERIGEE_NS_PER_MS), false);
-    perigee__lock(&loop->mutex);
-  }
 }
 
-void perigee__loop_driver_enter(perigee__loop *loop) {
-  atomic_fetch_add_explicit(&loop->drivers, 1, memory_order_relaxed);
+void perigee__loop_run_once(perigee__loop *loop, int64_t deadline_ns) {
+  run(loop, deadline_ns, CALLER);
 }
+
+void perigee__loop_driver_enter(perigee__loop *loop) { atomic_fetch_add(&loop->drivers, 1); }
 
 void perigee__loop_driver_leave(perigee__loop *loop) {
-  atomic_fetch_add_explicit(&loop->drives, 1, memory_order_relaxed);
-  atomic_fetch_sub_explicit(&loop->drivers, 1, memory_order_relaxed);
+  atomic_fetch_sub(&loop->drivers, 1);
+  atomic_fetch_add(&loop->drives, 1);
+  /* After drives has changed: either we see it parked, or it sees the change and does not park. */
+  if (PERIGEE_UNLIKELY(atomic_load(&loop->parked) != 0))
+    perigee__futex_wake(&loop->drives, 1, false);
 }
 
 void perigee__loop_set_hooks(perigee__loop *loop, const perigee__loop_hooks *hooks) {
@@ -125,27 +149,33 @@ bool perigee__loop_on_io_thread(const perigee__loop *loop) {
   return pthread_equal(pthread_self(), loop->io_thread) != 0;
 }
 
-/* True when callers drive, or did since the last look: then the I/O thread keeps out of their way. */
-static bool callers_drive(perigee__loop *loop, uint32_t *seen) {
-  uint32_t drives = atomic_load_explicit(&loop->drives, memory_order_relaxed);
-  bool busy = drives != *seen || atomic_load_explicit(&loop->drivers, memory_order_relaxed) > 0;
-  *seen = drives;
-  return busy;
+/* While callers drive, or have done so since the last look, the I/O thread keeps out of their way. */
+static void nap(perigee__loop *loop, uint32_t drives, int quiet) {
+  if (quiet < PARK_AFTER) {
+    perigee__futex_wait(&loop->drives, drives, perigee__deadline_in(NAP_NS), false);
+    return;
+  }
+  atomic_store(&loop->parked, 1);
+  perigee__futex_wait(&loop->drives, drives, perigee__deadline_in(PARK_NS), false);
+  atomic_store(&loop->parked, 0);
 }
 
 static void *io_main(void *arg) PERIGEE_NO_TSA {
   perigee__loop *loop = arg;
   uint32_t seen = 0;
+  int quiet = 0; /* naps since drives has changed */
   while (!atomic_load(&loop->stopping)) {
-    uint32_t wanted = atomic_load(&loop->wanted);
-    if (wanted > 0) {
-      perigee__futex_wait(&loop->wanted, wanted, perigee__deadline_in(NAP_NS), false);
-    } else if (callers_drive(loop, &seen)) {
-      perigee__futex_wait(&loop->drives, seen, perigee__deadline_in(NAP_NS), false);
+    uint32_t drives = atomic_load(&loop->drives);
+    quiet = drives == seen ? quiet + 1 : 0;
+    if (drives != seen || atomic_load(&loop->drivers) > 0) {
+      seen = drives;
+      nap(loop, drives, quiet);
+    } else if (perigee__loop_wanted(loop)) {
+      perigee__loop_give_way(loop);
     } else {
       perigee__lock(&loop->mutex);
       if (!atomic_load(&loop->stopping))
-        perigee__loop_run_once(loop, PERIGEE_NEVER);
+        run(loop, PERIGEE_NEVER, IO);
       perigee__loop_unlock(loop);
     }
   }
@@ -198,6 +228,7 @@ void perigee__loop_destroy(perigee__loop **loop_p) {
   *loop_p = NULL;
   atomic_store(&loop->stopping, true);
   uv_async_send(&loop->kick);
+  atomic_fetch_add(&loop->drives, 1);
   perigee__futex_wake(&loop->drives, INT_MAX, false);
   pthread_join(loop->io_thread, NULL);
   uv_walk(&loop->uv, close_leftover, NULL);

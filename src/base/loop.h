@@ -7,7 +7,7 @@
  * Everything that touches uv handles of the loop, and whatever its callbacks touch, happens with the lock held; callbacks run
  * with it held too, so they must be short, must not block and must not call into Lua.
  * Lock rank: PERIGEE_LOCK_MESH. To take the lock while another thread sleeps in epoll under it, perigee__loop_lock kicks that
- * thread out of its sleep; it gives way and comes back when the kicker has left.
+ * thread out of its sleep.
  */
 #ifndef PERIGEE_BASE_LOOP_H
 #define PERIGEE_BASE_LOOP_H
@@ -35,10 +35,14 @@ void perigee__loop_unlock(perigee__loop *loop);
 /** Lock held. Run what is ready without sleeping. */
 void perigee__loop_poll(perigee__loop *loop);
 /**
- * Lock held (it may be given up and taken again inside, when another thread wants it: then this returns early).
- * Run what is ready, sleeping until there is something or deadline_ns has passed.
+ * Lock held. Run what is ready, sleeping until there is something, deadline_ns has passed, or another thread wants the lock: who calls
+ * this again and again unlocks in between and calls perigee__loop_give_way.
  */
 void perigee__loop_run_once(perigee__loop *loop, int64_t deadline_ns);
+/** Lock not held, before taking it again: let those who wait for it go first. */
+void perigee__loop_give_way(perigee__loop *loop);
+/** A driver that did not get the lock: make the I/O thread give it up when that sleeps with it. */
+void perigee__loop_nudge(perigee__loop *loop);
 /** Any thread, lock held or not: make a thread that sleeps in the loop come out once. Never blocks; signal-safe. */
 void perigee__loop_kick(perigee__loop *loop);
 
@@ -53,7 +57,7 @@ typedef struct perigee__loop_hooks {
   bool (*prepare)(void *arg, bool sleep);
   /** Lock held, when it is about to be given up: returns what is to be done after it, NULL for nothing. */
   void *(*collect)(void *arg);
-  /** No lock held: does it. */
+  /** No lock held, each time it has been given up: does it. */
   void (*deliver)(void *arg, void *collected);
   void *arg;
 } perigee__loop_hooks;

@@ -8,7 +8,9 @@
 #include "base/assert.h"
 
 #ifdef PERIGEE_DEBUG
-enum { HELD_MAX = 16 };
+enum {
+  HELD_MAX = 16
+};
 static _Thread_local const perigee_mutex *held[HELD_MAX];
 static _Thread_local int nheld;
 
