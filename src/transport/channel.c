@@ -1,0 +1,394 @@
+/*
+ * Frames coming in on one connection: header, then payload straight to where it belongs.
+ *
+ * Credit: the sender counts the eager bytes (payload and header) it has sent; the receiver gives them back when the message has
+ * been taken by a receive. So what a peer can make us keep is bounded by PERIGEE_CREDIT, and a sender without credit announces
+ * (RTS) instead of blocking: no order of calls can jam the stream.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "transport/mesh_impl.h"
+
+enum {
+  PUMP_STEPS = 256,  /* of one peer before the others get a turn */
+  DRAIN_PUMPS = 4096 /* more than any buffer of ours or the kernel's can keep busy */
+};
+
+void perigee__channel_init(perigee__channel *chan) {
+  memset(chan, 0, sizeof(*chan));
+  perigee__list_init(&chan->out);
+  perigee__list_init(&chan->rts_sent);
+  perigee__list_init(&chan->cts_sent);
+  chan->credit = PERIGEE_CREDIT;
+}
+
+void perigee__channel_fini(perigee__channel *chan) {
+  PERIGEE_LIST_EACH_SAFE(it, next, &chan->out) {
+    perigee__out *out = PERIGEE_CONTAINER_OF(it, perigee__out, node);
+    free(out->owned);
+    free(out);
+  }
+  if (chan->in_early != NULL && chan->in_early->taker != NULL) {
+    free(chan->in_early->data); /* the others are in match, and freed from there */
+    free(chan->in_early);
+  }
+  free(chan->stage);
+}
+
+/* ---- ends of messages -------------------------------------------------------------------------- */
+
+static void owe(perigee__peer *peer, uint64_t payload) {
+  peer->chan.owed += payload + PERIGEE_FRAME_SIZE;
+  if (peer->chan.owed >= PERIGEE_CREDIT / 4)
+    perigee__peer_mark(peer); /* flushing tells it */
+}
+
+static int landed_status(const perigee__xfer *xfer) {
+  return xfer->received > xfer->size ? PERIGEE_ETRUNC : 0;
+}
+
+void perigee__channel_free_early(perigee__mesh *mesh, perigee__early *early) {
+  perigee__peer *peer = early->peer != mesh->rank ? &mesh->peers[early->peer] : NULL;
+  if (peer != NULL && !early->is_rts) {
+    peer->chan.early_bytes -= early->length + PERIGEE_FRAME_SIZE;
+    owe(peer, early->length);
+    if (peer->chan.in_early == early) {
+      peer->chan.in_early = NULL; /* the rest is swallowed */
+      peer->chan.dest = NULL;
+      peer->chan.room = 0;
+    }
+  }
+  free(early->data);
+  free(early);
+}
+
+static void early_to_taker(perigee__mesh *mesh, perigee__early *early, perigee__xfer *xfer) {
+  size_t n = early->length < xfer->size ? (size_t)early->length : xfer->size;
+  if (n > 0)
+    memcpy(xfer->buf, early->data, n);
+  perigee__channel_free_early(mesh, early);
+  perigee__xfer_end(mesh, xfer, landed_status(xfer));
+}
+
+/* Whether the message is the one that is expected; if not, xfer ends. */
+static bool fits(perigee__mesh *mesh, perigee__xfer *xfer, int peer, uint64_t fp, uint64_t length) {
+  xfer->peer = peer;
+  xfer->peer_fp = fp;
+  xfer->received = (size_t)length;
+  if (xfer->fp == 0 || xfer->fp == fp)
+    return true;
+  perigee__xfer_end(mesh, xfer, PERIGEE_EMISMATCH);
+  return false;
+}
+
+/* xfer: NULL when nobody waits for the data: it is swallowed, so that the sender's call ends as that of a small message does. */
+static void clear_to_send(perigee__peer *peer, perigee__xfer *xfer, uint64_t id) {
+  const perigee__frame frame = {.type = PERIGEE_FRAME_CTS, .id = id};
+  if (xfer != NULL) {
+    xfer->id = id;
+    xfer->phase = PERIGEE_XFER_CTS_SENT;
+    perigee__list_append(&peer->chan.cts_sent, &xfer->node);
+  }
+  perigee__channel_queue(peer, &frame, NULL, 0, NULL, NULL);
+}
+
+void perigee__channel_take_early(perigee__mesh *mesh, perigee__early *early, perigee__xfer *xfer) {
+  bool wanted = fits(mesh, xfer, early->peer, early->fp, early->length);
+  if (early->is_rts) {
+    clear_to_send(&mesh->peers[early->peer], wanted ? xfer : NULL, early->id);
+    perigee__channel_free_early(mesh, early);
+  } else if (!wanted) {
+    perigee__channel_free_early(mesh, early);
+  } else if (early->have < early->length) {
+    early->taker = xfer;
+    xfer->phase = PERIGEE_XFER_TAKING;
+  } else {
+    early_to_taker(mesh, early, xfer);
+  }
+}
+
+/* ---- frames ------------------------------------------------------------------------------------ */
+
+static int protocol_error(perigee__peer *peer, const char *what) {
+  perigee__log(PERIGEE_LOG_ERROR, "rank %d broke the protocol: %s", peer->rank, what);
+  perigee__peer_lost(peer, what);
+  return PERIGEE_EPROTO;
+}
+
+static perigee__key key_of(const perigee__frame *f) {
+  return (perigee__key){.group = f->group, .tag = f->tag, .kind = f->kind};
+}
+
+static perigee__early *keep(perigee__peer *peer, const perigee__frame *f) {
+  perigee__early *early = perigee__calloc(1, sizeof(*early));
+  if (early == NULL)
+    return NULL;
+  if (f->type == PERIGEE_FRAME_EAGER && f->length > 0 &&
+      (early->data = malloc((size_t)f->length)) == NULL) {
+    free(early);
+    return NULL;
+  }
+  early->peer = peer->rank;
+  early->key = key_of(f);
+  early->fp = f->fp;
+  early->length = f->length;
+  early->is_rts = f->type == PERIGEE_FRAME_RTS;
+  early->id = f->id;
+  if (!early->is_rts)
+    peer->chan.early_bytes += f->length + PERIGEE_FRAME_SIZE;
+  perigee__match_keep(&peer->mesh->match, early);
+  return early;
+}
+
+static int eager_came(perigee__peer *peer, const perigee__frame *f) {
+  perigee__channel *chan = &peer->chan;
+  const perigee__key key = key_of(f);
+  perigee__xfer *xfer = perigee__match_arrived(&peer->mesh->match, peer->rank, &key);
+  if (xfer != NULL) {
+    owe(peer, f->length);
+    if (fits(peer->mesh, xfer, peer->rank, f->fp, f->length)) {
+      xfer->phase = PERIGEE_XFER_LANDING;
+      chan->in_xfer = xfer;
+      chan->dest = xfer->buf;
+      chan->room = xfer->size;
+    }
+    return 0;
+  }
+  if (perigee__group_is_past(peer->mesh, f->group)) {
+    owe(peer, f->length); /* swallowed */
+    return 0;
+  }
+  if (chan->early_bytes + f->length + PERIGEE_FRAME_SIZE > PERIGEE_CREDIT)
+    return protocol_error(peer, "it sent more than its credit");
+  perigee__early *early = keep(peer, f);
+  if (early == NULL)
+    return protocol_error(peer, "no memory for what it sent");
+  chan->in_early = early;
+  chan->dest = early->data;
+  chan->room = f->length;
+  return 0;
+}
+
+static int rts_came(perigee__peer *peer, const perigee__frame *f) {
+  const perigee__key key = key_of(f);
+  perigee__xfer *xfer = perigee__match_arrived(&peer->mesh->match, peer->rank, &key);
+  if (xfer != NULL) {
+    bool wanted = fits(peer->mesh, xfer, peer->rank, f->fp, f->length);
+    clear_to_send(peer, wanted ? xfer : NULL, f->id);
+    return 0;
+  }
+  if (perigee__group_is_past(peer->mesh, f->group))
+    return 0; /* its sender has been told that we left */
+  return keep(peer, f) != NULL ? 0 : protocol_error(peer, "no memory for what it announced");
+}
+
+static perigee__xfer *take_by_id(perigee__node *list, uint64_t id) {
+  PERIGEE_LIST_EACH(it, list) {
+    perigee__xfer *xfer = PERIGEE_CONTAINER_OF(it, perigee__xfer, node);
+    if (xfer->id == id) {
+      perigee__list_remove(&xfer->node);
+      return xfer;
+    }
+  }
+  return NULL;
+}
+
+static void cts_came(perigee__peer *peer, const perigee__frame *f) {
+  perigee__xfer *xfer = take_by_id(&peer->chan.rts_sent, f->id);
+  if (xfer == NULL)
+    return; /* taken back meanwhile; the peer knows by RTS_CANCELED */
+  const perigee__frame data = {.type = PERIGEE_FRAME_DATA, .length = xfer->size, .id = xfer->id};
+  perigee__channel_queue(peer, &data, xfer->buf, xfer->size, xfer, NULL);
+}
+
+static void data_came(perigee__peer *peer, const perigee__frame *f) {
+  perigee__channel *chan = &peer->chan;
+  perigee__xfer *xfer = take_by_id(&chan->cts_sent, f->id);
+  if (xfer == NULL)
+    return;
+  xfer->received = (size_t)f->length;
+  xfer->phase = PERIGEE_XFER_LANDING;
+  chan->in_xfer = xfer;
+  chan->dest = xfer->buf;
+  chan->room = xfer->size;
+}
+
+static void cancel_came(perigee__peer *peer, const perigee__frame *f) {
+  perigee__xfer *xfer = take_by_id(&peer->chan.cts_sent, f->id);
+  if (xfer != NULL) {
+    perigee__xfer_end(peer->mesh, xfer, PERIGEE_ECANCELED);
+    return;
+  }
+  PERIGEE_LIST_EACH(it, &peer->mesh->match.arrivals) {
+    perigee__early *early = PERIGEE_CONTAINER_OF(it, perigee__early, arrival);
+    if (early->peer == peer->rank && early->is_rts && early->id == f->id) {
+      perigee__match_drop(early);
+      perigee__channel_free_early(peer->mesh, early);
+      return;
+    }
+  }
+}
+
+/* A header is complete: find where its payload goes. */
+static int frame_begins(perigee__peer *peer) {
+  perigee__channel *chan = &peer->chan;
+  perigee__frame *f = &chan->in;
+  if (perigee__frame_decode(chan->header, f) < 0)
+    return protocol_error(peer, perigee_last_error()->message);
+  chan->at = 0;
+  chan->dest = NULL;
+  chan->room = 0;
+  chan->credit += f->credit;
+  if (chan->credit > PERIGEE_CREDIT)
+    return protocol_error(peer, "it gave back more credit than it had");
+  switch (f->type) {
+  case PERIGEE_FRAME_EAGER:
+    return eager_came(peer, f);
+  case PERIGEE_FRAME_RTS:
+    return rts_came(peer, f);
+  case PERIGEE_FRAME_CTS:
+    cts_came(peer, f);
+    break;
+  case PERIGEE_FRAME_DATA:
+    data_came(peer, f);
+    break;
+  case PERIGEE_FRAME_RTS_CANCELED:
+    cancel_came(peer, f);
+    break;
+  case PERIGEE_FRAME_ABORT:
+    chan->dest = chan->abort_record;
+    chan->room = sizeof(chan->abort_record);
+    memset(chan->abort_record, 0, sizeof(chan->abort_record));
+    break;
+  case PERIGEE_FRAME_GROUP_CLOSED:
+    perigee__group_closed_by(peer, f->group);
+    break;
+  case PERIGEE_FRAME_GOODBYE:
+    perigee__peer_closed(peer);
+    break;
+  case PERIGEE_FRAME_STATUS_REQ:
+    perigee__status_asked(peer, f);
+    break;
+  case PERIGEE_FRAME_STATUS_REP:
+    perigee__status_came(peer, f);
+    break;
+  default:
+    break;
+  }
+  return 0;
+}
+
+/* All payload of a frame has been read. */
+static void frame_ends(perigee__peer *peer) {
+  perigee__channel *chan = &peer->chan;
+  perigee__xfer *xfer = chan->in_xfer;
+  perigee__early *early = chan->in_early;
+  chan->in_xfer = NULL;
+  chan->in_early = NULL;
+  chan->in_payload = false;
+  chan->header_have = 0;
+  if (xfer != NULL) {
+    perigee__xfer_end(peer->mesh, xfer, landed_status(xfer));
+  } else if (early != NULL) {
+    early->have = early->length;
+    if (early->taker != NULL)
+      early_to_taker(peer->mesh, early, early->taker);
+  } else if (chan->in.type == PERIGEE_FRAME_ABORT) {
+    perigee__abort_came(peer, chan->in.group, chan->abort_record);
+  }
+}
+
+/* ---- reading ----------------------------------------------------------------------------------- */
+
+/* Up to size bytes from the stage or the stream; as perigee__stream_ops.read. */
+static ssize_t take_bytes(perigee__channel *chan, void *buf, size_t size) {
+  perigee__stream *stream = chan->stream;
+  if (chan->stage_at == chan->stage_end) {
+    if (!stream->ops->staged || size >= PERIGEE_STAGE_BYTES / 4)
+      return stream->ops->read(stream, buf, size);
+    if (chan->stage == NULL && (chan->stage = malloc(PERIGEE_STAGE_BYTES)) == NULL)
+      return stream->ops->read(stream, buf, size);
+    ssize_t n = stream->ops->read(stream, chan->stage, PERIGEE_STAGE_BYTES);
+    if (n <= 0)
+      return n;
+    chan->stage_at = 0;
+    chan->stage_end = (size_t)n;
+  }
+  size_t there = chan->stage_end - chan->stage_at;
+  size_t n = size < there ? size : there;
+  memcpy(buf, chan->stage + chan->stage_at, n);
+  chan->stage_at += n;
+  return (ssize_t)n;
+}
+
+/* One step: some bytes of a header or of a payload. > 0 progress, 0 nothing there, < 0 the end. */
+static int step(perigee__peer *peer) {
+  perigee__channel *chan = &peer->chan;
+  ssize_t n;
+  if (!chan->in_payload) {
+    n = take_bytes(chan, chan->header + chan->header_have, PERIGEE_FRAME_SIZE - chan->header_have);
+    if (n <= 0)
+      return n == -EAGAIN ? 0 : -1;
+    chan->header_have += (size_t)n;
+    if (chan->header_have < PERIGEE_FRAME_SIZE)
+      return 1;
+    chan->in_payload = true;
+    if (frame_begins(peer) < 0)
+      return -1;
+    bool has_payload = chan->in.type == PERIGEE_FRAME_EAGER ||
+                       chan->in.type == PERIGEE_FRAME_DATA || chan->in.type == PERIGEE_FRAME_ABORT;
+    if (!has_payload || chan->in.length == 0)
+      frame_ends(peer);
+    return 1;
+  }
+  uint8_t sink[4096];
+  bool kept = chan->dest != NULL && chan->at < chan->room;
+  uint64_t left = chan->in.length - chan->at;
+  uint64_t want = kept ? chan->room - chan->at : sizeof(sink);
+  want = want < left ? want : left;
+  n = take_bytes(chan, kept ? chan->dest + chan->at : sink, (size_t)want);
+  if (n <= 0)
+    return n == -EAGAIN ? 0 : -1;
+  chan->at += (uint64_t)n;
+  if (chan->at == chan->in.length)
+    frame_ends(peer);
+  return 1;
+}
+
+bool perigee__channel_pump(perigee__peer *peer) {
+  perigee__channel *chan = &peer->chan;
+  bool moved = false;
+  /* What is in the stage must be handled now: nothing will say again that it is there. */
+  for (int i = 0; chan->stream != NULL && (i < PUMP_STEPS || chan->stage_at < chan->stage_end);
+       i++) {
+    int rc = step(peer);
+    if (rc == 0)
+      break;
+    moved = true;
+    if (rc < 0)
+      perigee__peer_lost(peer, peer->ended_ns != 0 ? "its process ended"
+                                                   : "its connection ended without a goodbye");
+  }
+  return moved;
+}
+
+void perigee__channel_drain(perigee__peer *peer) {
+  for (int i = 0; i < DRAIN_PUMPS && perigee__channel_pump(peer); i++) {
+  }
+}
+
+void perigee__channel_drop_unfinished(perigee__peer *peer) {
+  perigee__mesh *mesh = peer->mesh;
+  PERIGEE_LIST_EACH_SAFE(it, next, &mesh->match.arrivals) {
+    perigee__early *early = PERIGEE_CONTAINER_OF(it, perigee__early, arrival);
+    if (early->peer == peer->rank && (early->is_rts || early == peer->chan.in_early)) {
+      perigee__match_drop(early);
+      perigee__channel_free_early(mesh, early);
+    }
+  }
+}

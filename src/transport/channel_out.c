@@ -1,0 +1,285 @@
+/* Frames on their way out of one connection, in the order queued; and what is put off until nobody walks over lists. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "transport/mesh_impl.h"
+
+enum {
+  GATHER = 16
+}; /* iovecs of one write: 8 frames with payload */
+
+/* ---- memory of frames -------------------------------------------------------------------------- */
+
+static perigee__out *out_new(perigee__mesh *mesh) {
+  if (perigee__list_empty(&mesh->spare))
+    return perigee__calloc(1, sizeof(perigee__out));
+  perigee__out *out = PERIGEE_CONTAINER_OF(mesh->spare.next, perigee__out, node);
+  perigee__list_remove(&out->node);
+  mesh->n_spare--;
+  memset(out, 0, sizeof(*out));
+  return out;
+}
+
+static void out_free(perigee__mesh *mesh, perigee__out *out) {
+  free(out->owned);
+  if (mesh->n_spare == PERIGEE_SPARE_OUTS) {
+    free(out);
+    return;
+  }
+  mesh->n_spare++;
+  perigee__list_append(&mesh->spare, &out->node);
+}
+
+/* ---- queueing ---------------------------------------------------------------------------------- */
+
+void perigee__peer_mark(perigee__peer *peer) {
+  if (perigee__list_empty(&peer->dirty))
+    perigee__list_append(&peer->mesh->dirty, &peer->dirty);
+}
+
+/* Why nothing can be sent to a peer; 0 when it can. */
+static int unsendable(const perigee__peer *peer) {
+  if (peer->dead)
+    return PERIGEE_EPEERDEAD;
+  if (peer->closed)
+    return PERIGEE_EPEERCLOSED;
+  return peer->chan.bye ? PERIGEE_ECLOSED : 0;
+}
+
+void perigee__channel_queue(perigee__peer *peer, const perigee__frame *frame, const void *payload,
+                            size_t length, perigee__xfer *xfer, uint8_t *owned) {
+  perigee__channel *chan = &peer->chan;
+  int refused = unsendable(peer);
+  perigee__out *out = refused < 0 ? NULL : out_new(peer->mesh);
+  if (out == NULL) {
+    free(owned);
+    if (xfer != NULL)
+      perigee__xfer_end(peer->mesh, xfer, refused < 0 ? refused : PERIGEE_ENOMEM);
+    else if (refused == 0)
+      perigee__peer_lost(peer, "no memory for what it has to be told");
+    return;
+  }
+  out->frame = *frame;
+  out->payload = payload;
+  out->length = length;
+  out->xfer = xfer;
+  out->owned = owned;
+  if (xfer != NULL)
+    xfer->phase = PERIGEE_XFER_QUEUED;
+  chan->bye = frame->type == PERIGEE_FRAME_GOODBYE;
+  perigee__list_append(&chan->out, &out->node);
+  if (chan->stream != NULL)
+    perigee__peer_mark(peer);
+  else
+    perigee__link_dial(peer);
+}
+
+/* ---- writing ----------------------------------------------------------------------------------- */
+
+static size_t out_size(const perigee__out *out) { return PERIGEE_FRAME_SIZE + out->length; }
+
+/* The iovecs of what is not yet written of the first frames. */
+static int gather(perigee__channel *chan, struct iovec iov[GATHER]) {
+  int n = 0;
+  PERIGEE_LIST_EACH(it, &chan->out) {
+    perigee__out *out = PERIGEE_CONTAINER_OF(it, perigee__out, node);
+    if (n + 2 > GATHER)
+      break;
+    if (!out->encoded) {
+      out->frame.credit = chan->owed; /* rides along */
+      chan->owed = 0;
+      perigee__frame_encode(&out->frame, out->header);
+      out->encoded = true;
+    }
+    size_t skip = out->done;
+    if (skip < PERIGEE_FRAME_SIZE) {
+      iov[n++] = (struct iovec){out->header + skip, PERIGEE_FRAME_SIZE - skip};
+      skip = 0;
+    } else {
+      skip -= PERIGEE_FRAME_SIZE;
+    }
+    if (out->length > skip)
+      iov[n++] = (struct iovec){(void *)(uintptr_t)(out->payload + skip), out->length - skip};
+  }
+  return n;
+}
+
+static void out_finish(perigee__peer *peer, perigee__out *out) {
+  perigee__list_remove(&out->node);
+  if (out->xfer != NULL && out->frame.type != PERIGEE_FRAME_RTS) {
+    perigee__xfer_end(peer->mesh, out->xfer, 0);
+  } else if (out->xfer != NULL) {
+    out->xfer->phase = PERIGEE_XFER_RTS_SENT;
+    perigee__list_append(&peer->chan.rts_sent, &out->xfer->node);
+  }
+  out_free(peer->mesh, out);
+}
+
+/* So many bytes of the first frames have been taken by the stream. */
+static void written(perigee__peer *peer, size_t left) {
+  perigee__channel *chan = &peer->chan;
+  while (left > 0) {
+    perigee__out *out = PERIGEE_CONTAINER_OF(chan->out.next, perigee__out, node);
+    size_t take = out_size(out) - out->done < left ? out_size(out) - out->done : left;
+    out->done += take;
+    left -= take;
+    if (out->done == out_size(out))
+      out_finish(peer, out);
+  }
+}
+
+/* Tell the peer about its credit when it may be waiting for it and nothing else is going there. */
+static void settle_credit(perigee__peer *peer) {
+  const perigee__frame frame = {.type = PERIGEE_FRAME_CREDIT};
+  if (peer->chan.owed >= PERIGEE_CREDIT / 4 && perigee__list_empty(&peer->chan.out))
+    perigee__channel_queue(peer, &frame, NULL, 0, NULL, NULL);
+}
+
+/* Returns whether the peer took something. */
+static bool flush(perigee__peer *peer) {
+  perigee__channel *chan = &peer->chan;
+  bool moved = false;
+  for (;;) {
+    if (chan->stream == NULL)
+      return moved;
+    settle_credit(peer);
+    if (perigee__list_empty(&chan->out))
+      break;
+    struct iovec iov[GATHER];
+    ssize_t n = chan->stream->ops->writev(chan->stream, iov, gather(chan, iov));
+    if (n == -EAGAIN) {
+      chan->stream->ops->want_write(chan->stream, true);
+      return moved;
+    }
+    if (n < 0) {
+      /* What the peer has sent before it went may still be there, a goodbye for instance. */
+      perigee__channel_drain(peer);
+      perigee__peer_lost(peer, "its connection broke");
+      return true;
+    }
+    moved = true;
+    written(peer, (size_t)n);
+  }
+  chan->stream->ops->want_write(chan->stream, false);
+  return moved;
+}
+
+bool perigee__settle(perigee__mesh *mesh) {
+  bool moved = false;
+  while (!perigee__list_empty(&mesh->dirty)) {
+    perigee__peer *peer = PERIGEE_CONTAINER_OF(mesh->dirty.next, perigee__peer, dirty);
+    perigee__list_remove(&peer->dirty);
+    if (peer->lost) {
+      perigee__peer_ends(peer);
+      moved = true;
+    } else {
+      moved |= flush(peer);
+    }
+  }
+  return moved;
+}
+
+void perigee__channel_up(perigee__peer *peer, perigee__stream *stream) {
+  peer->chan.stream = stream;
+  perigee__peer_mark(peer);
+}
+
+void perigee__channel_purge(perigee__peer *peer, int status) {
+  perigee__channel *chan = &peer->chan;
+  while (!perigee__list_empty(&chan->out)) {
+    perigee__out *out = PERIGEE_CONTAINER_OF(chan->out.next, perigee__out, node);
+    perigee__list_remove(&out->node);
+    if (out->xfer != NULL)
+      perigee__xfer_end(peer->mesh, out->xfer, status);
+    out_free(peer->mesh, out);
+  }
+}
+
+bool perigee__channel_idle(const perigee__channel *chan) { return perigee__list_empty(&chan->out); }
+
+/* ---- sending and taking back ------------------------------------------------------------------- */
+
+void perigee__channel_send(perigee__peer *peer, perigee__xfer *xfer) {
+  perigee__channel *chan = &peer->chan;
+  perigee__frame frame = {.kind = (uint8_t)xfer->key.kind,
+                          .group = xfer->key.group,
+                          .tag = xfer->key.tag,
+                          .fp = xfer->fp,
+                          .length = xfer->size};
+  uint64_t cost = xfer->size + PERIGEE_FRAME_SIZE;
+  if (xfer->size <= PERIGEE_EAGER_MAX && chan->credit >= cost) {
+    chan->credit -= cost;
+    frame.type = PERIGEE_FRAME_EAGER;
+    perigee__channel_queue(peer, &frame, xfer->buf, xfer->size, xfer, NULL);
+    return;
+  }
+  frame.type = PERIGEE_FRAME_RTS;
+  frame.id = xfer->id = ++chan->next_id;
+  perigee__channel_queue(peer, &frame, NULL, 0, xfer, NULL);
+}
+
+/* A frame that has begun to go out goes on without its xfer, from a copy. */
+static void go_on_from_copy(perigee__peer *peer, perigee__out *out) {
+  size_t gone = out->done > PERIGEE_FRAME_SIZE ? out->done - PERIGEE_FRAME_SIZE : 0;
+  if (out->length == gone)
+    return;
+  out->owned = malloc(out->length);
+  if (out->owned == NULL) {
+    /* The stream cannot be kept in order: give it up before the caller takes the memory back. */
+    perigee__peer_lost(peer, "no memory to go on with a message that was taken back");
+    return;
+  }
+  memcpy(out->owned + gone, out->payload + gone, out->length - gone);
+  out->payload = out->owned;
+}
+
+/* A queued send is taken back. Returns whether the peer has been told of it by an RTS and must be told that nothing comes. */
+static bool forget_out(perigee__peer *peer, perigee__xfer *xfer) {
+  perigee__channel *chan = &peer->chan;
+  PERIGEE_LIST_EACH(it, &chan->out) {
+    perigee__out *out = PERIGEE_CONTAINER_OF(it, perigee__out, node);
+    if (out->xfer != xfer)
+      continue;
+    out->xfer = NULL;
+    if (out->encoded && chan->stream != NULL) { /* its credit has been taken off what we owe */
+      go_on_from_copy(peer, out);
+      return out->frame.type == PERIGEE_FRAME_RTS;
+    }
+    if (out->frame.type == PERIGEE_FRAME_EAGER)
+      chan->credit += out->length + PERIGEE_FRAME_SIZE;
+    bool announced = out->frame.type == PERIGEE_FRAME_DATA; /* its RTS has been seen */
+    perigee__list_remove(&out->node);
+    out_free(peer->mesh, out);
+    return announced;
+  }
+  return false;
+}
+
+void perigee__channel_forget(perigee__peer *peer, perigee__xfer *xfer) {
+  perigee__channel *chan = &peer->chan;
+  const perigee__frame canceled = {.type = PERIGEE_FRAME_RTS_CANCELED, .id = xfer->id};
+  switch (xfer->phase) {
+  case PERIGEE_XFER_QUEUED:
+    if (forget_out(peer, xfer))
+      perigee__channel_queue(peer, &canceled, NULL, 0, NULL, NULL);
+    break;
+  case PERIGEE_XFER_RTS_SENT:
+    perigee__list_remove(&xfer->node);
+    perigee__channel_queue(peer, &canceled, NULL, 0, NULL, NULL);
+    break;
+  case PERIGEE_XFER_CTS_SENT:
+    perigee__list_remove(&xfer->node); /* DATA that nobody waits for is swallowed */
+    break;
+  case PERIGEE_XFER_LANDING:
+    if (chan->in_xfer == xfer) {
+      chan->in_xfer = NULL;
+      chan->dest = NULL;
+      chan->room = 0;
+    }
+    break;
+  default:
+    break;
+  }
+}
