@@ -1,0 +1,310 @@
+/*
+ * Making an arena: member 0 allocates and formats the memory, the others map it, and all agree that everybody has it.
+ *
+ * Agreement. Whether shared memory can be had may differ by rank (limits, containers), and the answer must not. Member 0 without memory
+ * passes a descriptor of /dev/null instead: what is no regular file means "none". A member that cannot map says so in a message to
+ * member 0, which tells all. Either way ENOSHM is the result on all ranks, or on none.
+ */
+#include "coll/arena_impl.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/env.h"
+#include "base/futex.h"
+#include "base/log.h"
+#include "coll/fingerprint.h"
+#include "transport/memfd.h"
+
+#define ARENA_MAGIC UINT64_C(0x50455249474545a1)
+/* WIDEST: bytes of the largest element, c128.
+ * SPIN: time a rank polls before it sleeps; several times what a peer is late by when it has a core, and what a sleep and a wake-up cost.
+ * YIELDS: mode PARK, before it sleeps; 2 to 50 measured alike, more only burns time when some rank computes. */
+enum {
+  ARENA_VERSION = 1,
+  PAGE = 4096,
+  WIDEST = 16,
+  SPIN_US = 50,
+  SPIN_FORCED_US = 2000,
+  YIELDS = 50
+};
+
+static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+perigee__arena_layout perigee__arena_layout_for(int n, size_t buffer_bytes) {
+  size_t ranks = (size_t)n;
+  perigee__arena_layout l;
+  l.park = round_up(sizeof(perigee__arena_header), PERIGEE_FALSE_SHARING);
+  l.status = l.park + sizeof(perigee__arena_park);
+  l.lines = l.status + ranks * sizeof(perigee__arena_status);
+  l.line_stride =
+      round_up(sizeof(perigee__arena_line) + 2 * ranks * sizeof(uint64_t), PERIGEE_FALSE_SHARING);
+  l.slots = round_up(l.lines + ranks * PERIGEE_ARENA_BUFFERS * l.line_stride, PAGE);
+  l.total = round_up(l.slots + ranks * PERIGEE_ARENA_BUFFERS * buffer_bytes, PAGE);
+  return l;
+}
+
+size_t perigee__arena_buffer_bytes(int n) {
+  size_t least = (size_t)n * WIDEST;
+#ifdef PERIGEE_HOSTILE
+  size_t bytes = 64;
+#else
+  size_t bytes =
+      (size_t)perigee__env_int("PERIGEE_SHM_SLOT", 256, INT64_C(1) << 30) / PERIGEE_ARENA_BUFFERS;
+#endif
+  return round_up(bytes > least ? bytes : least, PERIGEE_CACHE_LINE);
+}
+
+/* Same on all ranks: member 0 decides and the header carries it. */
+static perigee__arena_mode mode_for(int local_ranks) {
+  const char *wanted = perigee__env("PERIGEE_WAIT");
+  if (strcmp(wanted, "spin") == 0)
+    return PERIGEE_ARENA_SPIN;
+  if (strcmp(wanted, "park") == 0)
+    return PERIGEE_ARENA_PARK;
+  if (strcmp(wanted, "adaptive") != 0)
+    perigee__log(PERIGEE_LOG_WARN, "PERIGEE_WAIT=%s is not adaptive, spin or park: using adaptive",
+                 wanted);
+  return local_ranks <= perigee__usable_cores() ? PERIGEE_ARENA_SPIN : PERIGEE_ARENA_PARK;
+}
+
+void perigee__arena_format(void *base, int n, perigee__arena_mode mode, size_t buffer_bytes,
+                           uint32_t first_epoch) {
+  perigee__arena_layout l = perigee__arena_layout_for(n, buffer_bytes);
+  perigee__arena_header *header = base;
+  perigee__arena_park *park = (perigee__arena_park *)(void *)((char *)base + l.park);
+  *header = (perigee__arena_header){.magic = ARENA_MAGIC,
+                                    .version = ARENA_VERSION,
+                                    .n = (uint32_t)n,
+                                    .mode = (uint32_t)mode,
+                                    .first_epoch = first_epoch & PERIGEE_ARENA_EPOCHS,
+                                    .buffer_bytes = buffer_bytes};
+  atomic_init(&park->released, header->first_epoch << 1);
+  for (size_t i = 0; i < (size_t)n * PERIGEE_ARENA_BUFFERS; i++) {
+    char *line = (char *)base + l.lines + i * l.line_stride;
+    atomic_init(&((perigee__arena_line *)(void *)line)->word, header->first_epoch << 1);
+  }
+}
+
+/* ---- one rank's view ----------------------------------------------------------------------------- */
+
+static void on_fate_failed(void *arg) { perigee__arena_kick(arg); }
+
+static size_t at_most(size_t bytes, size_t limit) { return bytes < limit ? bytes : limit; }
+
+/* Where one path ends and the next begins: measured on 2 cores (Xeon, 2 MiB L2) with 2, 4 and 8 ranks. */
+static void set_limits(perigee__arena *a) {
+  bool spin = a->mode == PERIGEE_ARENA_SPIN;
+  a->one_shot_max = at_most(((size_t)64 << 10) / (spin ? (size_t)a->n : 1), a->buffer_bytes);
+  size_t slices = ((size_t)16 << 10) * (size_t)a->n;
+  a->two_shot_chunk =
+      at_most(slices > (size_t)128 << 10 ? slices : (size_t)128 << 10, a->buffer_bytes);
+  a->copy_chunk = at_most(spin ? (size_t)64 << 10 : (size_t)128 << 10, a->buffer_bytes);
+}
+
+static int check_header(const void *base, size_t bytes, const perigee__fate *fate) {
+  const perigee__arena_header *h = base;
+  if (bytes < sizeof(*h) || h->magic != ARENA_MAGIC || h->version != ARENA_VERSION)
+    return perigee__fail(PERIGEE_ENOSHM, "shared memory of group %s has an unknown header",
+                         fate->name);
+  if (h->n != (uint32_t)fate->n ||
+      (h->mode != PERIGEE_ARENA_SPIN && h->mode != PERIGEE_ARENA_PARK) ||
+      h->buffer_bytes < (size_t)fate->n * WIDEST || h->buffer_bytes % PERIGEE_CACHE_LINE != 0 ||
+      h->buffer_bytes > bytes || perigee__arena_layout_for(fate->n, h->buffer_bytes).total != bytes)
+    return perigee__fail(PERIGEE_ENOSHM,
+                         "shared memory of group %s (%zu bytes, %u ranks) does not fit %d ranks",
+                         fate->name, bytes, h->n, fate->n);
+  return 0;
+}
+
+int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh, perigee__fate *fate,
+                               perigee__arena **arena_p) {
+  PERIGEE_TRY(check_header(base, bytes, fate));
+  const perigee__arena_header *header = base;
+  int rc;
+  perigee__arena *a = perigee__calloc(1, sizeof(*a));
+  if (a == NULL)
+    return perigee__fail(PERIGEE_ENOMEM, "no memory for the arena of group %s", fate->name);
+  a->srcs = perigee__calloc((size_t)fate->n, sizeof(a->srcs[0]));
+  if (a->srcs == NULL) {
+    rc = perigee__fail(PERIGEE_ENOMEM, "no memory for the arena of group %s", fate->name);
+    goto free_arena;
+  }
+  a->mesh = mesh;
+  a->fate = fate;
+  a->me = fate->me;
+  a->n = fate->n;
+  a->mode = (perigee__arena_mode)header->mode;
+  a->buffer_bytes = header->buffer_bytes;
+  a->layout = perigee__arena_layout_for(a->n, a->buffer_bytes);
+  a->base = base;
+  a->park = (perigee__arena_park *)(void *)(a->base + a->layout.park);
+  a->status = (perigee__arena_status *)(void *)(a->base + a->layout.status);
+  a->epoch = header->first_epoch;
+  a->yields = YIELDS;
+  bool forced = strcmp(perigee__env("PERIGEE_WAIT"), "spin") == 0;
+  a->spin_ns = (int64_t)(forced ? SPIN_FORCED_US : SPIN_US) * 1000;
+  set_limits(a);
+  PERIGEE_TRY_GOTO(perigee__fate_listen(fate, on_fate_failed, a), free_srcs);
+  *arena_p = a;
+  return 0;
+
+free_srcs:
+  free(a->srcs);
+free_arena:
+  free(a);
+  return rc;
+}
+
+void perigee__arena_destroy(perigee__arena **arena_p) {
+  perigee__arena *a = *arena_p;
+  if (a == NULL)
+    return;
+  *arena_p = NULL;
+  perigee__fate_unlisten(a->fate, on_fate_failed, a);
+  /* release: pairs with the acquire in perigee__arena_look; who sees it also sees the last line we published */
+  atomic_store_explicit(&a->status[a->me].closed, 1, memory_order_release);
+  perigee__arena_kick(a);
+  if (a->mapped)
+    perigee__memfd_unmap(a->base, a->layout.total);
+  free(a->srcs);
+  free(a);
+}
+
+/* ---- all members together ------------------------------------------------------------------------ */
+
+static int make_memory(perigee__mesh *mesh, const perigee__fate *fate, int *fd_p, void **base_p,
+                       size_t *bytes_p) {
+  size_t buffer = perigee__arena_buffer_bytes(fate->n);
+  size_t bytes = perigee__arena_layout_for(fate->n, buffer).total;
+  int fd, local = mesh != NULL ? perigee__mesh_local_ranks(mesh) : 1;
+  void *base;
+  PERIGEE_TRY(perigee__memfd_create("perigee-arena", bytes, &fd));
+  int rc = perigee__memfd_map(fd, bytes, &base);
+  if (rc < 0) {
+    close(fd);
+    return rc;
+  }
+  perigee__arena_format(base, fate->n, mode_for(local), buffer, 0);
+  *fd_p = fd;
+  *base_p = base;
+  *bytes_p = bytes;
+  return 0;
+}
+
+/* What member 0 passes when it has no memory is no regular file. */
+static bool is_memory(int fd, size_t *bytes_p) {
+  struct stat st;
+  if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size <= 0)
+    return false;
+  *bytes_p = (size_t)st.st_size;
+  return true;
+}
+
+/* Steps under sequence number 0, which no collective has. */
+enum {
+  AGREE_UP = 0xa001,
+  AGREE_DOWN = 0xa002
+};
+
+typedef struct agreement {
+  perigee__xfer xfer;
+  uint32_t value;
+} agreement;
+
+/* Post one message each way between member 0 and every other (or between this rank and member 0) and wait for all. */
+static int agree_step(perigee__mesh *mesh, perigee__fate *fate, uint64_t step, bool sending,
+                      int64_t deadline_ns, agreement *with, perigee__xfer **list) {
+  int n = 0;
+  perigee__key key = {.group = fate->group, .tag = step, .kind = PERIGEE_KEY_COLL};
+  for (int r = fate->me == 0 ? 1 : 0; r < (fate->me == 0 ? fate->n : 1); r++) {
+    memset(&with[r].xfer, 0, sizeof(with[r].xfer));
+    if (sending)
+      perigee__mesh_send(mesh, fate, fate->members[r], key, &with[r].value, sizeof(with[r].value),
+                         0, &with[r].xfer);
+    else
+      perigee__mesh_recv(mesh, fate, fate->members[r], key, &with[r].value, sizeof(with[r].value),
+                         0, &with[r].xfer);
+    list[n++] = &with[r].xfer;
+  }
+  int rc = perigee__mesh_wait(mesh, list, n, fate, deadline_ns);
+  for (int i = 0; i < n; i++) {
+    if (rc < 0)
+      perigee__mesh_cancel(mesh, list[i]);
+    else if (list[i]->status < 0)
+      rc = list[i]->status;
+  }
+  if (rc < 0)
+    return perigee__fail(rc, "agreeing on the shared memory of group %s: %s", fate->name,
+                         perigee_strerror(rc));
+  return 0;
+}
+
+int perigee__arena_agree(perigee__mesh *mesh, perigee__fate *fate, int64_t deadline_ns, bool mine,
+                         bool *all_p) {
+  agreement *with = perigee__calloc((size_t)fate->n, sizeof(*with));
+  perigee__xfer **list = perigee__calloc((size_t)fate->n, sizeof(*list));
+  int rc = 0;
+  uint32_t all = mine;
+  if (with == NULL || list == NULL) {
+    rc = perigee__fail(PERIGEE_ENOMEM, "no memory to set up group %s", fate->name);
+    goto out;
+  }
+  with[0].value = mine;
+  PERIGEE_TRY_GOTO(agree_step(mesh, fate, AGREE_UP, fate->me != 0, deadline_ns, with, list), out);
+  for (int r = 1; fate->me == 0 && r < fate->n; r++)
+    all &= with[r].value;
+  for (int r = 1; fate->me == 0 && r < fate->n; r++)
+    with[r].value = all;
+  PERIGEE_TRY_GOTO(agree_step(mesh, fate, AGREE_DOWN, fate->me == 0, deadline_ns, with, list), out);
+  *all_p = (fate->me == 0 ? all : with[0].value) != 0;
+out:
+  free(list);
+  free(with);
+  return rc;
+}
+
+int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate, int64_t deadline_ns,
+                          perigee__arena **arena_p) {
+  int fd = -1, rc = 0;
+  void *base = NULL;
+  size_t bytes = 0;
+  bool all = true;
+  perigee__arena *a = NULL;
+  if (fate->me == 0 && make_memory(mesh, fate, &fd, &base, &bytes) < 0 &&
+      (fd = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+    return perigee__fail_errno(errno, "open /dev/null");
+  if (fate->n > 1)
+    PERIGEE_TRY_GOTO(perigee__mesh_share_fd(mesh, fate->members, fate->n, fate->me,
+                                            perigee__hash_mix(fate->group, ARENA_MAGIC),
+                                            deadline_ns, &fd),
+                     out);
+  if (!is_memory(fd, &bytes)) { /* seen alike by all: no need to agree */
+    rc = perigee__fail(PERIGEE_ENOSHM, "member 0 of group %s has no shared memory to give",
+                       fate->name);
+    goto out;
+  }
+  if ((base != NULL || perigee__memfd_map(fd, bytes, &base) == 0) &&
+      perigee__arena_create_over(base, bytes, mesh, fate, &a) == 0)
+    a->mapped = true;
+  if (fate->n > 1)
+    PERIGEE_TRY_GOTO(perigee__arena_agree(mesh, fate, deadline_ns, a != NULL, &all), out);
+  if (!all || a == NULL)
+    rc = perigee__fail(PERIGEE_ENOSHM, "%s of group %s cannot map its shared memory",
+                       a == NULL ? "this rank" : "a rank", fate->name);
+out:
+  if (fd >= 0)
+    close(fd);
+  if (rc == 0)
+    *arena_p = a;
+  else if (a != NULL)
+    perigee__arena_destroy(&a);
+  else if (base != NULL)
+    perigee__memfd_unmap(base, bytes);
+  return rc;
+}

@@ -1,0 +1,62 @@
+/*
+ * Arena: the shared memory of one group whose ranks are on one host, and the ways to meet in it.
+ *
+ * One sealed memfd made by member 0, mapped by all:
+ *   header    magic, version, n, mode, sizes                            written once, before it is shared
+ *   park      arrival counters and the release line (mode PARK)
+ *   status    per rank: collectives entered, closed mark                written by its owner
+ *   lines     per rank PERIGEE_ARENA_BUFFERS publish lines, used in turn (epoch modulo BUFFERS)
+ *   slots     per rank PERIGEE_ARENA_BUFFERS buffers for data, used in turn
+ *
+ * Publish line (at least 128 bytes apart; the first 64 are one cache line, written by its owner only):
+ *   OFFSET SIZE FIELD
+ *   0      4    word: (epoch << 1) | waiters
+ *   4      4    aux: flags of the collective, bytes in payload
+ *   8      8    fp: fingerprint of the collective
+ *   16     48   inline payload
+ *   64     16 n sizes: bytes sent to every rank, room for the bytes of every rank (read only when they are not all equal)
+ *
+ * Meeting: every phase of every collective is a meeting of all ranks, and takes the next epoch, the same on all ranks. A rank
+ *   writes what it has to say into its line and buffer of that epoch, arrives, and goes on when all have arrived. There is
+ *   no other kind of phase, so ranks that run different collectives meet too, and see it: fingerprints are compared in every
+ *   meeting. Epochs are 31 bits, are compared by unsigned difference and never reset.
+ * Reuse: who has passed meeting e knows that every rank has finished what it did before arriving at e. The line of epoch e is read
+ *   before its reader arrives at e+1, a buffer of epoch e is used by anyone only before he arrives at e+2. Both are written
+ *   again for epoch e+BUFFERS, by somebody who has passed e+BUFFERS-1: BUFFERS >= 3 needs no exit barrier, however far a fast
+ *   rank runs ahead (it cannot pass a meeting that the slow one has not arrived at).
+ *
+ * Mode, the same on all ranks, decided by member 0: SPIN when all local ranks of the world have a core, else PARK.
+ *   SPIN: a rank arrives by publishing its own line and polls the lines of the others (bare, then with PAUSE, then asleep).
+ *   PARK: arriving is one increment of a shared counter; the last to arrive compares the fingerprints, runs the combine step (if
+ *   any), publishes the release line and wakes all that sleep in one futex call; the others yield a few times, then sleep.
+ *   PERIGEE_WAIT=spin|park|adaptive overrides.
+ *
+ * Death and abort: the group's fate is looked at by everybody who waits. Its listener clears the waiters bit of every word here and
+ *   wakes, so that a sleeper looks at once. A rank that closes marks its status line and does the same.
+ */
+#ifndef PERIGEE_COLL_ARENA_H
+#define PERIGEE_COLL_ARENA_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "coll/coll.h"
+#include "transport/mesh.h"
+
+typedef struct perigee__arena perigee__arena;
+
+/** All members together; waits. ENOSHM when one of them cannot have the memory: then it is ENOSHM on all, and they fall back to
+ *  the mesh together. mesh may be NULL when the group has one rank. */
+PERIGEE_MUST_CHECK int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate,
+                                             int64_t deadline_ns, perigee__arena **arena_p);
+/** Leave: peers that wait for this rank get EPEERCLOSED. No call may be running. Does not wait. */
+void perigee__arena_destroy(perigee__arena **arena_p);
+
+/** Run one collective in the arena; contract of perigee__coll_run. */
+PERIGEE_MUST_CHECK int perigee__shm_run(perigee__arena *arena, const perigee__coll_call *call,
+                                        perigee_error *error_p);
+
+#endif

@@ -1,0 +1,115 @@
+/*
+ * Why a meeting did not take place, and telling everybody.
+ *
+ * A meeting fails on a rank for one of five reasons: fingerprints differ, the deadline passed, a rank closed, the fate failed (a death, an
+ * abort, or one of the others' own reasons), or a path found sizes that do not fit. Whoever finds one of the first three or the last
+ * fails the group, through the mesh, so that it reaches the others. A rank that is told by the fate while it can see the different
+ * fingerprint itself says so in its own words.
+ */
+#include "coll/arena_impl.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "base/clock.h"
+#include "coll/fingerprint.h"
+
+void perigee__arena_error(perigee__arena *a, int code, const char *fmt, ...) {
+  perigee_error *error = a->error;
+  perigee__error_init(error);
+  va_list ap;
+  va_start(ap, fmt);
+  vsnprintf(error->message, sizeof(error->message), fmt, ap);
+  va_end(ap);
+  error->code = code;
+  error->rank = a->me;
+  error->op = a->call->op;
+  error->seq = a->call->shown_seq;
+  snprintf(error->group, sizeof(error->group), "%s", a->fate->name);
+}
+
+int perigee__arena_fail_group(perigee__arena *a) {
+  if (a->mesh != NULL)
+    perigee__mesh_fail_group(a->mesh, a->fate, a->error);
+  else
+    (void)perigee__fate_fail(a->fate, a->error);
+  return a->error->code;
+}
+
+static bool arrived(const perigee__arena *a, int rank) {
+  /* acquire: pairs with the release of the arrival, for the fingerprint and for perigee__arena_look */
+  uint32_t word =
+      atomic_load_explicit(&perigee__arena_line_of(a, rank)->word, memory_order_acquire);
+  return perigee__arena_reached(word, a->epoch);
+}
+
+int perigee__arena_mismatch(perigee__arena *a) {
+  uint64_t mine = a->call->fp;
+  char theirs_text[128], mine_text[128];
+  bool found = false;
+  for (int r = 0; r < a->n; r++) {
+    uint64_t theirs;
+    if (!arrived(a, r) || (theirs = perigee__arena_line_of(a, r)->fp) == mine)
+      continue;
+    if (!found)
+      perigee__arena_error(a, PERIGEE_EMISMATCH, "rank %d called %s, this rank %s", r,
+                           perigee__fingerprint_describe(theirs, theirs_text, sizeof(theirs_text)),
+                           perigee__fingerprint_describe(mine, mine_text, sizeof(mine_text)));
+    found = true;
+    perigee__error_add_rank(a->error, r);
+  }
+  return found ? perigee__arena_fail_group(a) : 0;
+}
+
+perigee__arena_reason perigee__arena_look(const perigee__arena *a) {
+  if (perigee__fate_failed(a->fate))
+    return PERIGEE_ARENA_FAILED;
+  for (int r = 0; r < a->n; r++)
+    /* acquire: pairs with perigee__arena_destroy. A rank that arrived and then closed is seen as arrived, because it is asked second. */
+    if (atomic_load_explicit(&a->status[r].closed, memory_order_acquire) != 0 && !arrived(a, r))
+      return PERIGEE_ARENA_CLOSED;
+  return perigee__passed(a->call->deadline_ns) ? PERIGEE_ARENA_LATE : PERIGEE_ARENA_GO_ON;
+}
+
+static int give_up_closed(perigee__arena *a) {
+  int closed = -1;
+  perigee__arena_error(a, PERIGEE_EPEERCLOSED, "%s", "");
+  for (int r = 0; r < a->n; r++)
+    if (atomic_load_explicit(&a->status[r].closed, memory_order_acquire) != 0 && !arrived(a, r)) {
+      closed = closed < 0 ? r : closed;
+      perigee__error_add_rank(a->error, r);
+    }
+  snprintf(a->error->message, sizeof(a->error->message), "rank %d closed the group", closed);
+  return perigee__arena_fail_group(a);
+}
+
+static int give_up_late(perigee__arena *a) {
+  char ranks[96];
+  double seconds = (double)a->call->timeout_ns / (double)PERIGEE_NS_PER_SEC;
+  perigee__arena_error(a, PERIGEE_ETIMEDOUT, "%s", "");
+  for (int r = 0; r < a->n; r++) {
+    if (!arrived(a, r))
+      perigee__error_add_rank(a->error, r);
+    if (a->call->peer_seen != NULL) /* relaxed: a number for the caller to show */
+      a->call->peer_seen[r] = atomic_load_explicit(&a->status[r].entered, memory_order_relaxed);
+  }
+  perigee__error_ranks_text(a->error, ranks, sizeof(ranks));
+  if (a->error->nranks > 0)
+    snprintf(a->error->message, sizeof(a->error->message),
+             "timed out after %.1f s, missing ranks %s", seconds, ranks);
+  else /* mode PARK: the last to arrive has not let the others go */
+    snprintf(a->error->message, sizeof(a->error->message),
+             "timed out after %.1f s, all ranks had arrived", seconds);
+  return perigee__arena_fail_group(a);
+}
+
+int perigee__arena_give_up(perigee__arena *a, perigee__arena_reason reason) {
+  int rc = perigee__arena_mismatch(a);
+  if (rc < 0)
+    return rc;
+  if (reason == PERIGEE_ARENA_CLOSED)
+    return give_up_closed(a);
+  if (reason == PERIGEE_ARENA_LATE)
+    return give_up_late(a);
+  return perigee__fate_error(a->fate, a->call->op, a->call->shown_seq, true, a->error);
+}

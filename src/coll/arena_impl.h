@@ -1,0 +1,178 @@
+/*
+ * What an arena is made of: its layout in memory, this rank's view of it, and the meeting that all paths are built on.
+ * Included by arena*.c, shm_*.c and their tests only.
+ */
+#ifndef PERIGEE_COLL_ARENA_IMPL_H
+#define PERIGEE_COLL_ARENA_IMPL_H
+
+#include <stdalign.h>
+
+#include "base/attr.h"
+#include "coll/arena.h"
+
+/* BUFFERS: a power of two, so that epoch modulo BUFFERS has no seam where epochs wrap. INLINE: bytes of payload in a line. */
+enum {
+  PERIGEE_ARENA_BUFFERS = 4,
+  PERIGEE_ARENA_INLINE = 48
+};
+#define PERIGEE_ARENA_EPOCHS UINT32_C(0x7fffffff) /* mask of an epoch */
+#define PERIGEE_ARENA_WAITERS UINT32_C(1)         /* in a word: somebody sleeps on it */
+
+typedef enum perigee__arena_mode {
+  PERIGEE_ARENA_SPIN = 1,
+  PERIGEE_ARENA_PARK = 2
+} perigee__arena_mode;
+
+/* ---- in shared memory -------------------------------------------------------------------------- */
+
+typedef struct perigee__arena_header {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t n;
+  uint32_t mode;
+  uint32_t first_epoch; /* words start here; the first meeting takes the epoch after it */
+  uint64_t buffer_bytes;
+} perigee__arena_header;
+
+typedef struct perigee__arena_line {
+  _Atomic uint32_t word;
+  uint32_t aux;
+  uint64_t fp;
+  unsigned char payload[PERIGEE_ARENA_INLINE];
+  uint64_t sizes[]; /* n sent, n received */
+} perigee__arena_line;
+
+typedef struct perigee__arena_park {
+  alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t arrivals[PERIGEE_ARENA_BUFFERS];
+  /* The release line. Written by the last to arrive at e, read before its reader arrives at e+1: one is enough. */
+  alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t released; /* a word as in lines */
+  uint32_t same;   /* all fingerprints of the meeting are equal */
+  uint32_t source; /* rank whose buffer holds the combined result */
+  uint32_t unused;
+  unsigned char payload[PERIGEE_ARENA_INLINE]; /* combined result that fits */
+} perigee__arena_park;
+
+typedef struct perigee__arena_status {
+  alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t entered; /* relaxed: only shown in errors */
+  _Atomic uint32_t closed; /* release when set, acquire in who waits */
+} perigee__arena_status;
+
+/* ---- this rank's view --------------------------------------------------------------------------- */
+
+/** Where things are, from n and the size of a buffer alone. */
+typedef struct perigee__arena_layout {
+  size_t park, status, lines, line_stride, slots, total; /* bytes from the start */
+} perigee__arena_layout;
+
+struct perigee__arena {
+  /* immutable after create */
+  perigee__mesh *mesh; /* NULL: failures stay on this rank */
+  perigee__fate *fate;
+  int me, n;
+  perigee__arena_mode mode;
+  size_t buffer_bytes;
+  perigee__arena_layout layout;
+  char *base;
+  perigee__arena_park *park;
+  perigee__arena_status *status; /* of rank 0; one per rank */
+  bool mapped;                   /* base is ours to unmap */
+  int64_t spin_ns;               /* SPIN: PAUSE polls before sleeping */
+  int yields;                    /* PARK: before sleeping */
+  /* where one path ends and the next begins, in bytes; from n, mode and buffer_bytes, so that all ranks choose alike */
+  size_t one_shot_max; /* reduced by everybody (SPIN) or by the last to arrive (PARK) up to here */
+  size_t two_shot_chunk;
+  size_t copy_chunk; /* broadcast, gather, scatter */
+  /* of the call that runs; calls of one group come one at a time */
+  const perigee__coll_call *call;
+  perigee_error *error;
+  uint32_t epoch;    /* the last one this rank has arrived at */
+  bool crowded;      /* SPIN: a yield was what ended the last wait that took long */
+  const void **srcs; /* n, for reductions */
+};
+
+perigee__arena_layout perigee__arena_layout_for(int n, size_t buffer_bytes);
+/** Bytes of a buffer by PERIGEE_SHM_SLOT, at least one element of any dtype for each of n ranks. */
+size_t perigee__arena_buffer_bytes(int n);
+/** Write the header and the first epoch into zeroed memory of layout.total bytes. Before it is shared. */
+void perigee__arena_format(void *base, int n, perigee__arena_mode mode, size_t buffer_bytes,
+                           uint32_t first_epoch);
+/** An arena over memory that was formatted by somebody and is visible to all ranks; the caller keeps the memory. mesh may be NULL. */
+PERIGEE_MUST_CHECK int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh,
+                                                  perigee__fate *fate, perigee__arena **arena_p);
+
+/** Whether all members say yes. All of them together; waits. Takes messages with sequence number 0, which no collective has. */
+PERIGEE_MUST_CHECK int perigee__arena_agree(perigee__mesh *mesh, perigee__fate *fate,
+                                            int64_t deadline_ns, bool mine, bool *all_p);
+
+static inline perigee__arena_line *perigee__arena_line_at(const perigee__arena *a, int rank,
+                                                          uint32_t epoch) {
+  size_t index = (epoch % PERIGEE_ARENA_BUFFERS) * (size_t)a->n + (size_t)rank;
+  return (perigee__arena_line *)(void *)(a->base + a->layout.lines + index * a->layout.line_stride);
+}
+static inline char *perigee__arena_slot_at(const perigee__arena *a, int rank, uint32_t epoch) {
+  size_t index = (size_t)rank * PERIGEE_ARENA_BUFFERS + epoch % PERIGEE_ARENA_BUFFERS;
+  return a->base + a->layout.slots + index * a->buffer_bytes;
+}
+/** The epoch after this one. */
+static inline uint32_t perigee__arena_epoch_after(uint32_t epoch) {
+  return (epoch + 1) & PERIGEE_ARENA_EPOCHS;
+}
+/** Own line for the meeting to come. */
+static inline perigee__arena_line *perigee__arena_next_line(const perigee__arena *a) {
+  return perigee__arena_line_at(a, a->me, perigee__arena_epoch_after(a->epoch));
+}
+/** Buffer of a rank for the meeting to come. */
+static inline char *perigee__arena_next_slot(const perigee__arena *a, int rank) {
+  return perigee__arena_slot_at(a, rank, perigee__arena_epoch_after(a->epoch));
+}
+/** Line of a rank in the last meeting. */
+static inline const perigee__arena_line *perigee__arena_line_of(const perigee__arena *a, int rank) {
+  return perigee__arena_line_at(a, rank, a->epoch);
+}
+/** Buffer of a rank of the last meeting (age 0) or the one before it (age 1). */
+static inline char *perigee__arena_slot_of(const perigee__arena *a, int rank, uint32_t age) {
+  return perigee__arena_slot_at(a, rank, (a->epoch - age) & PERIGEE_ARENA_EPOCHS);
+}
+
+/* ---- meeting (arena_wait.c) ---------------------------------------------------------------------- */
+
+/** What the last to arrive does for all in mode PARK: reads lines and buffers of the meeting, writes park->payload or a buffer of
+ *  its own and park->source. */
+typedef void (*perigee__arena_combine_fn)(perigee__arena *a, void *arg);
+
+/**
+ * Arrive at the next epoch and wait until all ranks have. combine may be NULL; in mode SPIN it is not called.
+ * Errors, with *a->error filled and the group failed: EMISMATCH, ETIMEDOUT, EPEERCLOSED, and what the fate says.
+ */
+PERIGEE_MUST_CHECK int perigee__arena_meet(perigee__arena *a, perigee__arena_combine_fn combine,
+                                           void *arg);
+/** Mode PARK: all others have arrived at the next meeting, so this rank will combine. */
+bool perigee__arena_will_be_last(const perigee__arena *a);
+/** Whether a word has come to epoch. */
+static inline bool perigee__arena_reached(uint32_t word, uint32_t epoch) {
+  return (((word >> 1) - epoch) & PERIGEE_ARENA_EPOCHS) <= PERIGEE_ARENA_EPOCHS / 2;
+}
+/** Make everybody who sleeps on a word of this arena look around: something other than an arrival has happened. Any thread. */
+void perigee__arena_kick(const perigee__arena *a);
+
+/* ---- failing (arena_fail.c) ---------------------------------------------------------------------- */
+
+typedef enum perigee__arena_reason { /* why a wait ended without what it waited for */
+  PERIGEE_ARENA_GO_ON,
+  PERIGEE_ARENA_FAILED, /* the fate */
+  PERIGEE_ARENA_CLOSED, /* a rank that has not arrived has closed the group */
+  PERIGEE_ARENA_LATE    /* the deadline has passed */
+} perigee__arena_reason;
+
+/** Reason to give up waiting for the meeting this rank has arrived at. */
+perigee__arena_reason perigee__arena_look(const perigee__arena *a);
+/** The error for it in *a->error; fails the group. Returns the code. */
+int perigee__arena_give_up(perigee__arena *a, perigee__arena_reason reason);
+/** EMISMATCH: names the first rank whose fingerprint differs from ours in the last meeting. 0 when none of those that have arrived. */
+int perigee__arena_mismatch(perigee__arena *a);
+/** Start *a->error: code, message, and what is known of the call. Add culprits, then perigee__arena_fail_group. */
+void perigee__arena_error(perigee__arena *a, int code, const char *fmt, ...) PERIGEE_PRINTF(3, 4);
+/** Fail the group with *a->error on all ranks (without a mesh: on this one). Returns the error's code. */
+int perigee__arena_fail_group(perigee__arena *a);
+
+#endif

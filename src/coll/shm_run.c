@@ -1,0 +1,48 @@
+/* Entry of the shared-memory engine: what is common to all collectives, and the choice among them by kind. */
+#include "coll/shm_impl.h"
+
+#include "base/assert.h"
+
+int perigee__shm_plan(perigee__arena *a, perigee__reduce_plan *plan) {
+  const perigee__coll_call *call = a->call;
+  int rc = perigee__reduce_init(plan, call->dtype, call->redop, call->factor, call->ncontrib);
+  if (PERIGEE_LIKELY(rc == 0))
+    return 0;
+  perigee__arena_error(a, rc, "%s", perigee_last_error()->message);
+  return rc;
+}
+
+static int run(perigee__arena *a, const perigee__coll_call *call) {
+  switch (call->kind) {
+  case PERIGEE_COLL_BARRIER:
+    return perigee__arena_meet(a, NULL, NULL);
+  case PERIGEE_COLL_ALLREDUCE:
+    return perigee__shm_allreduce(a);
+  case PERIGEE_COLL_BROADCAST:
+    return perigee__shm_broadcast(a);
+  case PERIGEE_COLL_REDUCE:
+    return perigee__shm_reduce(a);
+  case PERIGEE_COLL_ALLGATHER:
+    return perigee__shm_gather(a, -1);
+  case PERIGEE_COLL_GATHER:
+    return perigee__shm_gather(a, call->root);
+  case PERIGEE_COLL_SCATTER:
+    return perigee__shm_scatter(a);
+  case PERIGEE_COLL_REDUCE_SCATTER:
+    return perigee__shm_reduce_scatter(a);
+  case PERIGEE_COLL_ALLTOALL:
+    return perigee__shm_alltoall(a);
+  }
+  PERIGEE_BUG("no collective of kind %d", (int)call->kind);
+}
+
+int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_error *error_p) {
+  /* relaxed both: numbers that other ranks ask for to say who is missing */
+  atomic_store_explicit(&a->fate->entered, call->seq, memory_order_relaxed);
+  atomic_store_explicit(&a->status[a->me].entered, call->seq, memory_order_relaxed);
+  a->call = call;
+  a->error = error_p;
+  if (PERIGEE_UNLIKELY(perigee__fate_failed(a->fate)))
+    return perigee__fate_error(a->fate, call->op, call->shown_seq, false, error_p);
+  return run(a, call);
+}
