@@ -1,0 +1,20 @@
+/* Opening, routing and closing the layers of a group. */
+#ifndef PERIGEE_GROUP_LAYERS_H
+#define PERIGEE_GROUP_LAYERS_H
+
+#include "group/group.h"
+
+/** Open the layers of group->stack, bottom first, or split them from parent's; find the routes. On failure what was opened is closed. */
+PERIGEE_MUST_CHECK int perigee__layers_open(perigee_group *group, const perigee_group *parent);
+/** Close them, top first. */
+void perigee__layers_close(perigee_group *group);
+/** Tell every layer, top first, to end what it has pending with this error. */
+void perigee__layers_abort(perigee_group *group, const perigee_error *error);
+
+/** Start req at the layer of this index; run it there to its end. */
+int perigee__layer_submit_at(perigee_group *group, int index, const perigee_request *req,
+                             perigee_work **work_p);
+int perigee__layer_run_at(perigee_group *group, int index, const perigee_request *req,
+                          perigee_error *error);
+
+#endif

@@ -1,0 +1,25 @@
+/*
+ * native: the built-in backend at the bottom of most stacks. Collectives go through coll/ (shared memory or TCP), messages
+ * through transport/.
+ *
+ * Order of collectives: a queue per group. A synchronous call on an idle group runs on its caller at once; else calls queue and
+ * are run, one at a time and in order, by whoever waits for one of them, or by the group's progress thread when nobody does.
+ *
+ *   busy (atomic): bit 0: somebody runs; the rest: twice the number of queued operations.
+ *   Taking bit 0 from a word is the right to run: with it comes `coll_seq` and the head of the queue.
+ *   turn (futex word): changes each time a run ends or an operation is queued; seq_cst with `sleepers`, so that either the
+ *   sleeper sees the change or the changer sees the sleeper.
+ */
+#ifndef PERIGEE_GROUP_NATIVE_H
+#define PERIGEE_GROUP_NATIVE_H
+
+#include <perigee/backend.h>
+
+extern const perigee_backend_ops_v1 perigee__native_ops;
+
+/** "shm", "tcp" or "self". */
+const char *perigee__native_transport(const void *self);
+/** 0, or the code of the first cause, which goes to *error_p (may be NULL). */
+int perigee__native_failed(void *self, perigee_error *error_p);
+
+#endif

@@ -1,0 +1,227 @@
+/*
+ * send, recv, recv_anysource: messages of the mesh, matched by (group, peer, tag).
+ *
+ * A message carries a fingerprint (dtype, elements). A receive of another dtype or size is an EMISMATCH that names both sides;
+ * its buffer is then unspecified. A message that times out is taken back and does not fail the group.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/futex.h"
+#include "coll/fingerprint.h"
+#include "group/native_impl.h"
+
+typedef struct p2p_op {
+  perigee_work work;       /* first: ops->free gets it */
+  perigee__native *native; /* one reference */
+  perigee__xfer xfer;
+  int64_t deadline_ns;
+  _Atomic bool late;     /* the deadline service took it back; seen by on_done, which runs after */
+  _Atomic uint32_t look; /* changes when who drives should come out; seq_cst with driving */
+  _Atomic uint32_t driving; /* threads inside p2p_drive */
+} p2p_op;
+
+static uint64_t fingerprint_of(const perigee_tensor *t) {
+  return perigee__fingerprint_pack(
+      &(perigee__fingerprint){.op = PERIGEE_OP_SEND,
+                              .dtype = (int)perigee_tensor_dtype(t),
+                              .redop = -1,
+                              .root = -1,
+                              .count = (uint64_t)perigee_tensor_numel(t)});
+}
+
+static const perigee_tensor *tensor_of(const perigee_request *req) {
+  return req->op == PERIGEE_OP_SEND ? req->in.v[0] : req->out.v[0];
+}
+
+static void post(perigee__native *native, const perigee_request *req, perigee__xfer *xfer) {
+  const perigee_tensor *t = tensor_of(req);
+  const perigee__key key = {
+      .group = native->fate.group, .tag = (uint64_t)req->tag, .kind = PERIGEE_KEY_P2P};
+  int peer = req->op == PERIGEE_OP_RECV_ANYSOURCE ? -1 : native->fate.members[req->peer];
+  if (req->op == PERIGEE_OP_SEND)
+    perigee__mesh_send(native->mesh, &native->fate, peer, key, perigee_tensor_data(t),
+                       perigee_tensor_nbytes(t), fingerprint_of(t), xfer);
+  else
+    perigee__mesh_recv(native->mesh, &native->fate, peer, key, perigee_tensor_data(t),
+                       perigee_tensor_nbytes(t), 0, xfer);
+}
+
+static int late_error(perigee__native *native, int op, uint64_t seq, int64_t waited_ns, int peer,
+                      perigee_error *error) {
+  if (peer >= 0)
+    perigee__error_set(error, PERIGEE_ETIMEDOUT, "timed out after %.1f s, missing rank %d",
+                       (double)waited_ns / 1e9, peer);
+  else
+    perigee__error_set(error, PERIGEE_ETIMEDOUT, "timed out after %.1f s, no rank has sent",
+                       (double)waited_ns / 1e9);
+  if (peer >= 0)
+    perigee__error_add_rank(error, peer);
+  return perigee__native_sign(native, op, seq, error);
+}
+
+/* What a finished message means: 0 or the error. */
+static int verdict(perigee__native *native, int op, uint64_t seq, const perigee_tensor *t,
+                   const perigee__xfer *xfer, perigee_error *error) {
+  int source = xfer->peer >= 0 ? perigee__fate_rank_of(&native->fate, xfer->peer) : -1;
+  bool arrived = xfer->status == 0 || xfer->status == PERIGEE_ETRUNC;
+  if (op != PERIGEE_OP_SEND && arrived && xfer->peer_fp != fingerprint_of(t)) {
+    const perigee__fingerprint theirs = perigee__fingerprint_unpack(xfer->peer_fp);
+    perigee__error_set(error, PERIGEE_EMISMATCH,
+                       "rank %d sent %s[%" PRIu64 "], this rank receives %s[%" PRId64 "]", source,
+                       perigee_dtype_name((perigee_dtype)theirs.dtype), theirs.count,
+                       perigee_dtype_name(perigee_tensor_dtype(t)), perigee_tensor_numel(t));
+    perigee__error_add_rank(error, source);
+  } else if (xfer->status == 0) {
+    return 0;
+  } else if (perigee__fate_failed(&native->fate)) {
+    perigee__fate_error(&native->fate, op, 0, true, error);
+  } else {
+    perigee__error_set(error, xfer->status, "%s", perigee_strerror(xfer->status));
+    if (source >= 0) {
+      snprintf(error->message, sizeof(error->message), "rank %d: %s", source,
+               perigee_strerror(xfer->status));
+      perigee__error_add_rank(error, source);
+    }
+  }
+  return perigee__native_sign(native, op, seq, error);
+}
+
+static int refuse_failed(perigee__native *native, const perigee_request *req,
+                         perigee_error *error) {
+  if (native->mesh == NULL) {
+    perigee__error_set(error, PERIGEE_EINVAL, "there is no other rank in this group");
+    return perigee__native_sign(native, req->op, req->seq, error);
+  }
+  if (!perigee__fate_failed(&native->fate))
+    return 0;
+  perigee__fate_error(&native->fate, req->op, req->seq, false, error);
+  return perigee__native_sign(native, req->op, req->seq, error);
+}
+
+/* ---- on the caller ----------------------------------------------------------------------------- */
+
+int perigee__native_run_p2p(perigee__native *native, const perigee_request *req,
+                            perigee_error *error) {
+  /* The source of recv_anysource is read from the work: those go the long way. */
+  if (req->op == PERIGEE_OP_RECV_ANYSOURCE) {
+    perigee_work *work;
+    int rc = perigee__native_submit_p2p(native, req, &work);
+    if (rc == 0) {
+      rc = perigee_work_wait(work, PERIGEE_TIMEOUT_NONE);
+      perigee_work_unref(work);
+    }
+    if (rc < 0)
+      *error = *perigee_last_error();
+    return rc;
+  }
+  PERIGEE_TRY(refuse_failed(native, req, error));
+  int64_t started = perigee__now_ns(), deadline = perigee__native_deadline(native, req);
+  perigee__xfer xfer = {0}, *list[] = {&xfer};
+  post(native, req, &xfer);
+  int rc = perigee__mesh_wait(native->mesh, list, 1, &native->fate, deadline);
+  if (rc < 0)
+    perigee__mesh_cancel(native->mesh, &xfer);
+  if (rc == PERIGEE_ETIMEDOUT && xfer.status == PERIGEE_ECANCELED)
+    return late_error(native, req->op, req->seq, perigee__now_ns() - started, req->peer, error);
+  return verdict(native, req->op, req->seq, tensor_of(req), &xfer, error);
+}
+
+/* ---- as works ---------------------------------------------------------------------------------- */
+
+static void p2p_done(perigee__xfer *xfer) {
+  p2p_op *op = PERIGEE_CONTAINER_OF(xfer, p2p_op, xfer);
+  perigee__native *native = op->native;
+  perigee_error error;
+  int rc;
+  if (xfer->status == PERIGEE_ECANCELED && atomic_load(&op->late))
+    rc =
+        late_error(native, op->work.op, op->work.seq, op->deadline_ns - op->work.started_ns,
+                   xfer->peer >= 0 ? perigee__fate_rank_of(&native->fate, xfer->peer) : -1, &error);
+  else
+    rc = verdict(native, op->work.op, op->work.seq, op->work.pinned[0], xfer, &error);
+  int source = rc == 0 && !xfer->is_send ? perigee__fate_rank_of(&native->fate, xfer->peer) : -1;
+  perigee__work_finish(&op->work, rc < 0 ? &error : NULL, source);
+  atomic_fetch_add(&op->look, 1); /* the mesh wakes who waits for words behind this callback */
+  perigee_work_unref(&op->work);  /* the mesh's reference */
+}
+
+static void p2p_late(perigee_work *work) {
+  p2p_op *op = PERIGEE_CONTAINER_OF(work, p2p_op, work);
+  if (!perigee__native_mesh_enter(op->native))
+    return; /* close ends it */
+  atomic_store(&op->late, true);
+  perigee__mesh_cancel(op->native->mesh, &op->xfer);
+  perigee__native_mesh_leave(op->native);
+}
+
+static void p2p_drive(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {
+  p2p_op *op = PERIGEE_CONTAINER_OF(work, p2p_op, work);
+  if (!perigee__native_mesh_enter(op->native)) {
+    perigee__work_sleep(work, deadline_ns, interrupt); /* close ends it */
+    return;
+  }
+  atomic_fetch_add(&op->driving, 1);
+  uint32_t seen = atomic_load(&op->look);
+  bool stop = perigee__work_ended(work) ||
+              (interrupt != NULL && __atomic_load_n(interrupt, __ATOMIC_SEQ_CST) != 0);
+  if (!stop && perigee__mesh_wait_word(op->native->mesh, &op->look, seen, deadline_ns) < 0)
+    perigee__cpu_relax(); /* the time is over, which the caller sees for itself */
+  atomic_fetch_sub(&op->driving, 1);
+  perigee__native_mesh_leave(op->native);
+}
+
+static void p2p_interrupt(perigee_work *work) {
+  p2p_op *op = PERIGEE_CONTAINER_OF(work, p2p_op, work);
+  atomic_fetch_add(&op->look, 1);
+  if (atomic_load(&op->driving) == 0 || !perigee__native_mesh_enter(op->native))
+    return;
+  perigee__mesh_kick(op->native->mesh);
+  perigee__native_mesh_leave(op->native);
+}
+
+static void p2p_abort(perigee_work *work, const perigee_error *reason) {
+  perigee__native_fail(PERIGEE_CONTAINER_OF(work, p2p_op, work)->native, reason);
+}
+
+static void p2p_free(perigee_work *work) {
+  p2p_op *op = PERIGEE_CONTAINER_OF(work, p2p_op, work);
+  perigee__native_unref(op->native);
+  free(op);
+}
+
+static const perigee__work_ops p2p_ops = {p2p_drive, p2p_interrupt, p2p_abort, p2p_free};
+
+int perigee__native_submit_p2p(perigee__native *native, const perigee_request *req,
+                               perigee_work **work_p) {
+  perigee_error error;
+  int rc = refuse_failed(native, req, &error);
+  if (rc < 0)
+    return perigee__fail_with(&error);
+  p2p_op *op = calloc(1, sizeof(*op));
+  if (op == NULL)
+    return perigee__fail(PERIGEE_ENOMEM, "no memory for a message");
+  op->deadline_ns = perigee__native_deadline(native, req);
+  rc = perigee__work_init(&op->work, &p2p_ops, req, op->deadline_ns);
+  if (rc < 0) {
+    free(op);
+    return rc;
+  }
+  op->native = perigee__native_ref(native);
+  op->xfer.on_done = p2p_done;
+  perigee_work_ref(&op->work); /* the mesh's, dropped by p2p_done */
+  post(native, req, &op->xfer);
+  if (op->deadline_ns != PERIGEE_NEVER) {
+    rc = perigee__deadline_watch(&op->work, op->deadline_ns, p2p_late);
+    if (rc < 0) {
+      perigee__mesh_cancel(native->mesh, &op->xfer);
+      perigee_work_unref(&op->work);
+      return rc;
+    }
+  }
+  *work_p = &op->work;
+  return 0;
+}

@@ -1,0 +1,399 @@
+#include "group/work.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/futex.h"
+
+/* Values of the state word. */
+enum {
+  PENDING = 0,
+  ENDING = 1,
+  FINAL = PERIGEE__WORK_FINAL
+};
+#define STATIC_REFS UINT32_MAX
+
+static _Thread_local int callback_depth;
+
+bool perigee__work_in_callback(void) { return callback_depth > 0; }
+void perigee__work_callback_enter(void) { callback_depth++; }
+void perigee__work_callback_leave(void) { callback_depth--; }
+
+/* ---- life -------------------------------------------------------------------------------------- */
+
+static int pin(perigee_work *work, const perigee_request *req) {
+  /* In-place operations return their inputs. */
+  const perigee_tensors *out = req->out.n > 0 ? &req->out : &req->in;
+  uint32_t n = req->out.n + req->in.n;
+  if (n == 0)
+    return 0;
+  work->pinned = perigee__calloc(n, sizeof(perigee_tensor *));
+  if (work->pinned == NULL)
+    return perigee__fail(PERIGEE_ENOMEM, "no memory for a work with %u tensors", n);
+  for (uint32_t i = 0; i < req->out.n; i++)
+    work->pinned[work->n_pinned++] = perigee_tensor_ref(req->out.v[i]);
+  for (uint32_t i = 0; i < req->in.n; i++)
+    work->pinned[work->n_pinned++] = perigee_tensor_ref(req->in.v[i]);
+  const perigee_op_info *info = perigee_op_get(req->op);
+  if (info != NULL && (req->out.n > 0 || info->in == PERIGEE_FORM_INPLACE))
+    work->outputs = (perigee_tensors){work->pinned, out->n, out->rows};
+  return 0;
+}
+
+int perigee__work_init(perigee_work *work, const perigee__work_ops *ops, const perigee_request *req,
+                       int64_t deadline_ns) {
+  memset(work, 0, sizeof(*work));
+  atomic_init(&work->refs, 1);
+  work->ops = ops;
+  work->op = req != NULL ? req->op : -1;
+  work->seq = req != NULL ? req->seq : 0;
+  work->source_rank = -1;
+  work->started_ns = perigee__now_ns();
+  work->deadline_ns = deadline_ns;
+  work->callbacks_tail = &work->callbacks;
+  perigee__list_init(&work->timer);
+  if (req != NULL)
+    PERIGEE_TRY(pin(work, req));
+  perigee__mutex_init(&work->mutex, PERIGEE_LOCK_WORK, "work");
+  return 0;
+}
+
+void perigee__work_fini(perigee_work *work) {
+  for (uint32_t i = 0; i < work->n_pinned; i++)
+    perigee_tensor_unref(work->pinned[i]);
+  free(work->pinned);
+  free(work->error);
+  if (work->value_drop != NULL)
+    work->value_drop(work->value);
+  perigee_work_unref(work->depends_on);
+  perigee__mutex_fini(&work->mutex);
+}
+
+perigee_work *perigee_work_ref(perigee_work *work) {
+  if (atomic_load_explicit(&work->refs, memory_order_relaxed) != STATIC_REFS)
+    atomic_fetch_add_explicit(&work->refs, 1, memory_order_relaxed);
+  return work;
+}
+
+void perigee_work_unref(perigee_work *work) {
+  if (work == NULL || atomic_load_explicit(&work->refs, memory_order_relaxed) == STATIC_REFS)
+    return;
+  /* acq_rel: the last owner sees what the others wrote. */
+  if (atomic_fetch_sub_explicit(&work->refs, 1, memory_order_acq_rel) != 1)
+    return;
+  PERIGEE_ASSERT(work->callbacks == NULL);
+  perigee__work_fini(work);
+  if (work->ops != NULL && work->ops->free != NULL)
+    work->ops->free(work);
+  else
+    free(work);
+}
+
+perigee_work *perigee_work_done(void) {
+  static perigee_work done = {.refs = STATIC_REFS,
+                              .state = FINAL + PERIGEE_WORK_DONE,
+                              .op = -1,
+                              .source_rank = -1,
+                              .deadline_ns = PERIGEE_NEVER,
+                              .mutex = PERIGEE_MUTEX_INIT(PERIGEE_LOCK_WORK, "work")};
+  return &done;
+}
+
+/* ---- ending ------------------------------------------------------------------------------------ */
+
+static perigee_work_status status_of(const perigee_error *error) {
+  if (error == NULL)
+    return PERIGEE_WORK_DONE;
+  switch (error->code) {
+  case PERIGEE_ETIMEDOUT:
+    return PERIGEE_WORK_TIMEDOUT;
+  case PERIGEE_EABORTED:
+  case PERIGEE_ECANCELED:
+  case PERIGEE_ECLOSED:
+    return PERIGEE_WORK_ABORTED;
+  default:
+    return PERIGEE_WORK_FAILED;
+  }
+}
+
+static void run_callbacks(perigee_work *work, perigee__work_callback *list) {
+  perigee__work_callback_enter();
+  while (list != NULL) {
+    perigee__work_callback *next = list->next;
+    list->cb(work, list->arg);
+    free(list);
+    list = next;
+  }
+  perigee__work_callback_leave();
+}
+
+/* Wake who sleeps, after something they look at has changed (seq_cst). */
+static void ring(perigee_work *work) {
+  if (atomic_load(&work->waiters) == 0)
+    return;
+  atomic_fetch_add(&work->bell, 1);
+  perigee__futex_wake(&work->bell, INT_MAX, false);
+}
+
+bool perigee__work_finish(perigee_work *work, const perigee_error *error, int source_rank) {
+  uint32_t pending = PENDING;
+  if (!atomic_compare_exchange_strong(&work->state, &pending, ENDING))
+    return false;
+  perigee_work_ref(work); /* a callback may drop the last other reference */
+  if (error != NULL) {
+    work->error = malloc(sizeof(*work->error));
+    if (work->error != NULL)
+      *work->error = *error;
+  }
+  work->source_rank = source_rank;
+  work->finished_ns = perigee__now_ns();
+  perigee__lock(&work->mutex);
+  perigee__work_callback *list = work->callbacks;
+  work->callbacks = NULL;
+  work->callbacks_tail = &work->callbacks;
+  perigee_work *depends_on = work->depends_on;
+  work->depends_on = NULL;
+  /* seq_cst: pairs with waiters++ before the last look at state in perigee__work_sleep. Under the mutex so that on_done
+   * either queues before this or sees the final state. */
+  atomic_store(&work->state, FINAL + (uint32_t)status_of(error));
+  perigee__unlock(&work->mutex);
+  ring(work);
+  perigee__deadline_forget(work);
+  if (depends_on != NULL && !perigee__work_ended(depends_on))
+    perigee_work_interrupt(depends_on); /* who waits for this work may be driving that one */
+  perigee_work_unref(depends_on);
+  run_callbacks(work, list);
+  perigee_work_unref(work);
+  return true;
+}
+
+int perigee_work_on_done(perigee_work *work, perigee_work_cb cb, void *arg) {
+  if (work == NULL || cb == NULL)
+    return perigee__fail(PERIGEE_EINVAL, "perigee_work_on_done: work and cb must not be NULL");
+  perigee__work_callback *entry = malloc(sizeof(*entry));
+  if (entry == NULL)
+    return perigee__fail(PERIGEE_ENOMEM, "no memory for a callback");
+  *entry = (perigee__work_callback){NULL, cb, arg};
+  perigee__lock(&work->mutex);
+  bool ended = perigee__work_ended(work);
+  if (!ended) {
+    *work->callbacks_tail = entry;
+    work->callbacks_tail = &entry->next;
+  }
+  perigee__unlock(&work->mutex);
+  if (ended)
+    run_callbacks(work, entry);
+  return 0;
+}
+
+int perigee_work_abort(perigee_work *work, const char *reason) {
+  if (perigee__work_ended(work))
+    return perigee__fail(PERIGEE_ESTATE, "the work has ended");
+  perigee_error error;
+  perigee__error_set(&error, PERIGEE_EABORTED, "aborted: %s",
+                     reason != NULL ? reason : "no reason given");
+  error.op = work->op;
+  error.seq = work->seq;
+  if (work->ops != NULL && work->ops->abort != NULL)
+    work->ops->abort(work, &error);
+  else
+    perigee__work_finish(work, &error, -1);
+  return 0;
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------- */
+
+static bool interrupted(const uint32_t *interrupt) {
+  return interrupt != NULL && __atomic_load_n(interrupt, __ATOMIC_SEQ_CST) != 0;
+}
+
+void perigee__work_sleep(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {
+  atomic_fetch_add(&work->waiters, 1);
+  uint32_t seen = atomic_load(&work->bell);
+  perigee__lock(&work->mutex);
+  bool drives = work->depends_on != NULL && !perigee__work_ended(work->depends_on);
+  perigee__unlock(&work->mutex);
+  if (atomic_load(&work->state) < FINAL && !drives && !interrupted(interrupt))
+    perigee__futex_wait(&work->bell, seen, deadline_ns, false);
+  atomic_fetch_sub(&work->waiters, 1);
+}
+
+static perigee_work *dependency_of(perigee_work *work) {
+  perigee__lock(&work->mutex);
+  perigee_work *dep = work->depends_on != NULL ? perigee_work_ref(work->depends_on) : NULL;
+  perigee__unlock(&work->mutex);
+  return dep;
+}
+
+static void drive(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {
+  if (work->ops != NULL && work->ops->drive != NULL) {
+    work->ops->drive(work, deadline_ns, interrupt);
+    return;
+  }
+  perigee_work *dep = dependency_of(work);
+  if (dep != NULL && !perigee__work_ended(dep))
+    drive(dep, deadline_ns, interrupt);
+  else
+    perigee__work_sleep(work, deadline_ns, interrupt);
+  perigee_work_unref(dep);
+}
+
+static int outcome(const perigee_work *work) {
+  uint32_t status = atomic_load_explicit(&work->state, memory_order_acquire) - FINAL;
+  if (status == PERIGEE_WORK_DONE)
+    return 0;
+  if (work->error == NULL) /* there was no memory for it */
+    return perigee__fail(PERIGEE_ENOMEM,
+                         "the operation failed, and there was no memory to say why");
+  return perigee__fail_with(work->error);
+}
+
+int perigee_work_wait_interruptible(perigee_work *work, int64_t timeout_ns,
+                                    const uint32_t *interrupt) {
+  if (perigee__work_ended(work))
+    return outcome(work);
+  if (callback_depth > 0 && timeout_ns != 0)
+    return perigee__fail(PERIGEE_EDEADLK,
+                         "a blocking wait in a completion callback would deadlock");
+  int64_t deadline_ns = timeout_ns < 0 ? PERIGEE_NEVER : perigee__deadline_in(timeout_ns);
+  bool once = timeout_ns == 0;
+  while (!perigee__work_ended(work)) {
+    if (interrupted(interrupt))
+      return 1;
+    if (!once && perigee__passed(deadline_ns))
+      return perigee__fail(PERIGEE_EAGAIN, "the wait's %.3f s ran out, the work is still pending",
+                           (double)timeout_ns / 1e9);
+    if (once)
+      return perigee__fail(PERIGEE_EAGAIN, "the work is still pending");
+    drive(work, deadline_ns, interrupt);
+  }
+  return outcome(work);
+}
+
+int perigee_work_wait(perigee_work *work, int64_t timeout_ns) {
+  return perigee_work_wait_interruptible(work, timeout_ns, NULL);
+}
+
+void perigee_work_interrupt(perigee_work *work) {
+  /* The caller's store to the interrupt word comes before the looks for waiters below, whatever order it had. */
+  atomic_thread_fence(memory_order_seq_cst);
+  perigee_work *dep = dependency_of(work);
+  if (dep != NULL) {
+    perigee_work_interrupt(dep);
+    perigee_work_unref(dep);
+  }
+  if (work->ops != NULL && work->ops->interrupt != NULL)
+    work->ops->interrupt(work);
+  ring(work);
+}
+
+/* ---- looking ----------------------------------------------------------------------------------- */
+
+perigee_work_status perigee_work_get_status(const perigee_work *work) {
+  uint32_t state = atomic_load_explicit(&work->state, memory_order_acquire);
+  return state < FINAL ? PERIGEE_WORK_PENDING : (perigee_work_status)(state - FINAL);
+}
+
+bool perigee_work_is_completed(const perigee_work *work) { return perigee__work_ended(work); }
+
+const char *perigee_work_status_name(perigee_work_status status) {
+  static const char *const names[] = {"pending", "done", "failed", "timeout", "aborted"};
+  return (unsigned)status < PERIGEE_COUNT(names) ? names[status] : "?";
+}
+
+const perigee_error *perigee_work_error(const perigee_work *work) {
+  return perigee__work_ended(work) ? work->error : NULL;
+}
+
+int perigee_work_op(const perigee_work *work) { return work->op; }
+uint64_t perigee_work_seq(const perigee_work *work) { return work->seq; }
+int perigee_work_source_rank(const perigee_work *work) {
+  return perigee__work_ended(work) ? work->source_rank : -1;
+}
+perigee_tensors perigee_work_outputs(const perigee_work *work) { return work->outputs; }
+int64_t perigee_work_started_ns(const perigee_work *work) { return work->started_ns; }
+int64_t perigee_work_finished_ns(const perigee_work *work) {
+  return perigee__work_ended(work) ? work->finished_ns : 0;
+}
+
+/* ---- futures ----------------------------------------------------------------------------------- */
+
+void perigee__work_late(perigee_work *work) {
+  perigee_error error;
+  perigee__error_set(&error, PERIGEE_ETIMEDOUT, "timed out after %.1f s: nobody completed it",
+                     (double)(work->deadline_ns - work->started_ns) / 1e9);
+  error.op = work->op;
+  error.seq = work->seq;
+  perigee__work_finish(work, &error, -1);
+}
+
+int perigee_future_create(perigee_work *depends_on, const perigee_request *req, int64_t deadline_ns,
+                          perigee_work **work_p) {
+  perigee_work *work = malloc(sizeof(*work));
+  if (work == NULL)
+    return perigee__fail(PERIGEE_ENOMEM, "no memory for a future");
+  int rc = perigee__work_init(work, NULL, req, deadline_ns);
+  if (rc < 0) {
+    free(work);
+    return rc;
+  }
+  if (depends_on != NULL)
+    work->depends_on = perigee_work_ref(depends_on);
+  if (deadline_ns != PERIGEE_NEVER) {
+    rc = perigee__deadline_watch(work, deadline_ns, perigee__work_late);
+    if (rc < 0) {
+      perigee_work_unref(work);
+      return rc;
+    }
+  }
+  *work_p = work;
+  return 0;
+}
+
+void perigee_future_depend(perigee_work *future, perigee_work *depends_on) {
+  perigee__lock(&future->mutex);
+  perigee_work *old = future->depends_on;
+  bool ended = perigee__work_ended(future);
+  future->depends_on = depends_on != NULL && !ended ? perigee_work_ref(depends_on) : NULL;
+  perigee__unlock(&future->mutex);
+  perigee_work_unref(old);
+  ring(future); /* a waiter that sleeps must start to drive the new dependency */
+}
+
+bool perigee_future_set_result(perigee_work *future) {
+  return perigee__work_finish(future, NULL, -1);
+}
+
+bool perigee_future_set_error(perigee_work *future, const perigee_error *error) {
+  perigee_error unknown;
+  if (error == NULL || error->code >= 0) {
+    perigee__error_set(&unknown, PERIGEE_EINVAL, "failed without an error");
+    error = &unknown;
+  }
+  return perigee__work_finish(future, error, -1);
+}
+
+void perigee_work_set_value(perigee_work *work, void *value, void (*drop)(void *value)) {
+  perigee__lock(&work->mutex);
+  void *old = work->value;
+  void (*old_drop)(void *) = work->value_drop;
+  work->value = value;
+  work->value_drop = drop;
+  perigee__unlock(&work->mutex);
+  if (old_drop != NULL)
+    old_drop(old);
+}
+
+void *perigee_work_value(const perigee_work *work) {
+  perigee_mutex *mutex = (perigee_mutex *)&work->mutex;
+  perigee__lock(mutex);
+  void *value = work->value;
+  perigee__unlock(mutex);
+  return value;
+}

@@ -1,0 +1,106 @@
+/*
+ * The inside of a work. What it promises stands in include/perigee/work.h.
+ *
+ * A kind of work embeds perigee_work as its first member and gives a perigee__work_ops.
+ *
+ * Thread-safety
+ *   state      0 pending, 1 while the winner writes the outcome, then PERIGEE__WORK_FINAL + status.
+ *              release by the winner, acquire by readers: whoever sees a final state may read error, source, finished_ns.
+ *   bell       futex word of sleepers: changes at the end, at an interrupt and at a new dependency.
+ *   waiters    threads that sleep or may sleep on bell. seq_cst against what they look at before they sleep (state, interrupt word,
+ *              depends_on): either the waiter sees the change, or the changer sees the waiter and rings.
+ *   callbacks, depends_on, value: under mutex.
+ *   the rest is immutable after init.
+ */
+#ifndef PERIGEE_GROUP_WORK_H
+#define PERIGEE_GROUP_WORK_H
+
+#include <stdatomic.h>
+
+#include <perigee/work.h>
+
+#include "base/list.h"
+#include "base/thread.h"
+
+typedef struct perigee__work_ops {
+  /** Make progress on the calling thread until the work has ended, *interrupt (may be NULL) is non-zero, or deadline_ns.
+   *  May return early for no reason. NULL: nothing to drive, the waiter sleeps. */
+  void (*drive)(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt);
+  /** Make threads inside drive come out: they have something to look at. May be NULL. */
+  void (*interrupt)(perigee_work *work);
+  /** Make the owner end it (abort of its group). NULL: the work is ended directly. */
+  void (*abort)(perigee_work *work, const perigee_error *reason);
+  /** Free what the kind added, and the memory. NULL: free(work). */
+  void (*free)(perigee_work *work);
+} perigee__work_ops;
+
+typedef struct perigee__work_callback {
+  struct perigee__work_callback *next;
+  perigee_work_cb cb;
+  void *arg;
+} perigee__work_callback;
+
+struct perigee_work {
+  _Atomic uint32_t refs; /* acq_rel on release; 0xffffffff: static, never counted */
+  _Atomic uint32_t state;
+  _Atomic uint32_t bell;
+  _Atomic uint32_t waiters;
+  int op;
+  uint64_t seq;
+  const perigee__work_ops *ops;
+  int source_rank;
+  int64_t started_ns, finished_ns, deadline_ns;
+  perigee_tensor *
+      *pinned; /* tensors of the request: outputs first, then inputs; one reference each */
+  uint32_t n_pinned;
+  perigee_tensors outputs; /* points into pinned */
+  perigee_error *error;    /* NULL unless failed */
+  perigee_mutex mutex;     /* rank WORK */
+  perigee__work_callback *callbacks, **callbacks_tail;
+  perigee_work *depends_on; /* one reference, or NULL */
+  void *value;
+  void (*value_drop)(void *value);
+  _Atomic bool
+      watched; /* the deadline service has, or may have, it; seq_cst against the final state */
+  perigee__node timer; /* in the deadline service's list; under its lock, as on_deadline */
+  void (*on_deadline)(perigee_work *work); /* called by the deadline service, once; no lock held */
+};
+
+/** Set up the common part with one reference; req (or NULL) gives op, seq and the tensors to pin. ENOMEM. */
+int perigee__work_init(perigee_work *work, const perigee__work_ops *ops, const perigee_request *req,
+                       int64_t deadline_ns);
+/** Undo init of a work that nobody else has seen. */
+void perigee__work_fini(perigee_work *work);
+
+/** End it: error NULL is success. source_rank: -1 unless a receive. Runs the callbacks. True when this call ended it. */
+bool perigee__work_finish(perigee_work *work, const perigee_error *error, int source_rank);
+
+/** Least value of state that is final: this + perigee_work_status. */
+enum {
+  PERIGEE__WORK_FINAL = 2
+};
+
+static inline bool perigee__work_ended(const perigee_work *work) {
+  return atomic_load_explicit(&work->state, memory_order_acquire) >= PERIGEE__WORK_FINAL;
+}
+
+/** Sleep until the work ends, has something to drive, *interrupt (may be NULL) is non-zero, the deadline passes, or for no reason. */
+void perigee__work_sleep(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt);
+
+/** True while this thread runs callbacks of works or a reduce function of a caller: there a blocking wait is refused. */
+bool perigee__work_in_callback(void);
+/** Bracket a call of a caller's function that must not wait. */
+void perigee__work_callback_enter(void);
+void perigee__work_callback_leave(void);
+
+/* ---- deadlines of works nobody waits for (deadline.c) ------------------------------------------ */
+
+/** Call on_deadline(work) at deadline_ns unless the work has ended by then. Holds a reference meanwhile. A work is watched once. */
+int perigee__deadline_watch(perigee_work *work, int64_t deadline_ns,
+                            void (*on_deadline)(perigee_work *work));
+/** on_deadline of works that nobody else ends: ends it with ETIMEDOUT. */
+void perigee__work_late(perigee_work *work);
+/** Drop it from the service, if it is there (done by perigee__work_finish). */
+void perigee__deadline_forget(perigee_work *work);
+
+#endif
