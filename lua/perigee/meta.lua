@@ -1,0 +1,716 @@
+---@meta perigee
+-- The Lua API of Perigee: types and documentation for editors (LuaCATS). This file is never loaded.
+-- Ranks count from 0, Lua lists and tensor elements from 1; times are seconds.
+
+-- luacheck: ignore 241 212 311
+
+---@class perigee
+---@field version string # "0.1.0"
+---@field dtypes string[] # names of all dtypes
+---@field store perigee.stores
+---@field on_hook_error? fun(e: perigee.Error) # called with errors of callbacks; without it they are printed as
+---warnings
+local perigee = {}
+
+---@alias perigee.Dtype "f16"|"bf16"|"f32"|"f64"|"i8"|"u8"|"i16"|"u16"|"i32"|"u32"|"i64"|"u64"|"bool"|"c64"|"c128"
+---@alias perigee.Scalar number|boolean|number[] # {re, im} for complex dtypes
+---@alias perigee.Reduce "sum"|"avg"|"product"|"min"|"max"|"band"|"bor"|"bxor"|perigee.ReduceOp
+---@alias perigee.Value perigee.Tensor|perigee.Tensor[]|number # what allreduce, broadcast and reduce take
+
+-- Worlds ------------------------------------------------------------------------------------------
+
+---@class perigee.InitOptions
+---@field backend? string # stack of layers, "log(fp16(native))"; default PERIGEE_BACKEND or "native"
+---@field rank? integer # with size; default: from the environment of perigee run, torchrun, mpirun or srun, else 0 of 1
+---@field size? integer
+---@field store? perigee.Store # where ranks meet; default: from the environment; not needed for size 1
+---@field timeout? number # default timeout of operations; 1800
+---@field init_timeout? number # of this call; 300
+---@field name? string # default "world"
+
+---Join the world: waits for all ranks. May be called again, each call is a new world.
+---@param opts? perigee.InitOptions
+---@return perigee.Group
+function perigee.init(opts) end
+
+---Make a backend and register it by name; methods are then added to the table. See perigee.Backend.
+---@param name string # letters, digits, '_' and '-'
+---@param opts? {inner?: string|false} # the stack below when the stack string names none; default "native", false
+---for none
+---@return perigee.Backend
+function perigee.backend(name, opts) end
+
+-- Tensors -----------------------------------------------------------------------------------------
+
+---A tensor from nested tables, from numbers, or from bytes in memory order.
+---@param dtype perigee.Dtype
+---@param data table|string|number
+---@param shape? integer[]|number # with a table or bytes: the shape; with a number: the next number
+---@param ... number
+---@return perigee.Tensor
+function perigee.tensor(dtype, data, shape, ...) end
+
+---@param dtype perigee.Dtype
+---@param ... integer|integer[] # shape
+---@return perigee.Tensor
+function perigee.zeros(dtype, ...) end
+
+---@param dtype perigee.Dtype
+---@param ... integer|integer[] # shape
+---@return perigee.Tensor
+function perigee.ones(dtype, ...) end
+
+---@param dtype perigee.Dtype
+---@param shape integer|integer[]
+---@param value perigee.Scalar
+---@return perigee.Tensor
+function perigee.full(dtype, shape, value) end
+
+---start, start + step, ... below stop. arange(dtype, n) counts 0 .. n - 1.
+---@param dtype perigee.Dtype
+---@param start number
+---@param stop? number
+---@param step? number
+---@return perigee.Tensor
+function perigee.arange(dtype, start, stop, step) end
+
+---Write a tensor as a .npy file (format 1.0, C order); the file appears whole or not at all.
+---@param path string
+---@param tensor perigee.Tensor
+function perigee.save_npy(path, tensor) end
+
+---@param path string
+---@return perigee.Tensor
+function perigee.load_npy(path) end
+
+---@class perigee.Tensor
+---@field dtype perigee.Dtype
+---@field shape integer[]
+---@field ndim integer
+---@field numel integer # also #t
+---@field nbytes integer
+---@field [integer] perigee.Scalar # element in row-major order, nil outside
+local Tensor = {}
+
+---Element by its indices, or by one index in row-major order. ERANGE outside.
+---@param ... integer
+---@return perigee.Scalar
+function Tensor:get(...) end
+
+---t:set(i, ..., value)
+---@param ... any
+---@return perigee.Tensor self
+function Tensor:set(...) end
+
+---Elements start .. start + length - 1 of dimension dim: a view.
+---@param dim integer # from 1
+---@param start integer # from 1
+---@param length integer
+---@return perigee.Tensor
+function Tensor:narrow(dim, start, length) end
+
+---Same elements in another shape (one extent may be -1): a view. The tensor must be contiguous.
+---@param ... integer|integer[]
+---@return perigee.Tensor
+function Tensor:view(...) end
+
+---As view, but copies a tensor that is not contiguous.
+---@param ... integer|integer[]
+---@return perigee.Tensor
+function Tensor:reshape(...) end
+
+---@return perigee.Tensor # the same elements in row-major order; no copy when they are already
+function Tensor:contiguous() end
+
+---@return boolean
+function Tensor:is_contiguous() end
+
+---@return perigee.Tensor # a copy
+function Tensor:clone() end
+
+---A copy in another dtype: floats to integers truncate and saturate, to 16-bit floats round to nearest even.
+---@param dtype perigee.Dtype
+---@return perigee.Tensor
+function Tensor:to(dtype) end
+
+---@param src perigee.Tensor # same shape, any dtype
+---@return perigee.Tensor self
+function Tensor:copy_(src) end
+
+---@param value perigee.Scalar
+---@return perigee.Tensor self
+function Tensor:fill_(value) end
+
+---@return perigee.Tensor self
+function Tensor:zero_() end
+
+---@param x perigee.Tensor|number
+---@return perigee.Tensor self
+function Tensor:add_(x) end
+
+---@param x perigee.Tensor|number
+---@return perigee.Tensor self
+function Tensor:sub_(x) end
+
+---@param x perigee.Tensor|number
+---@return perigee.Tensor self
+function Tensor:mul_(x) end
+
+---Integers truncate toward zero; an integer 0 to divide by is EINVAL.
+---@param x perigee.Tensor|number
+---@return perigee.Tensor self
+function Tensor:div_(x) end
+
+---Elementwise maximum.
+---@param x perigee.Tensor|number
+---@return perigee.Tensor self
+function Tensor:max_(x) end
+
+---Elementwise minimum.
+---@param x perigee.Tensor|number
+---@return perigee.Tensor self
+function Tensor:min_(x) end
+
+---self = self + alpha * x
+---@param alpha number
+---@param x perigee.Tensor
+---@return perigee.Tensor self
+function Tensor:axpy_(alpha, x) end
+
+---@return perigee.Tensor self
+function Tensor:abs_() end
+
+---@return perigee.Tensor # a new tensor
+function Tensor:abs() end
+
+---@return perigee.Scalar
+function Tensor:sum() end
+
+---@return number
+function Tensor:mean() end
+
+---@return number # Euclidean norm
+function Tensor:norm() end
+
+---@return perigee.Scalar
+function Tensor:min() end
+
+---@return perigee.Scalar
+function Tensor:max() end
+
+---@param other perigee.Tensor
+---@return boolean # same dtype, shape and bits
+function Tensor:equal(other) end
+
+---@param other perigee.Tensor
+---@param rtol? number # 1e-5
+---@param atol? number # 1e-8
+---@return boolean
+function Tensor:allclose(other, rtol, atol) end
+
+---@return table|perigee.Scalar # nested tables; the element itself when there are no dimensions
+function Tensor:totable() end
+
+---@return string # the elements' memory, row-major
+function Tensor:tobytes() end
+
+-- Reduce operations -------------------------------------------------------------------------------
+
+---@class perigee.ReduceOp
+---@field name string
+---@field factor? number # premul_sum
+---@field commutative boolean
+local ReduceOp = {}
+
+---A sum of contributions that are each multiplied by factor first.
+---@param factor number
+---@return perigee.ReduceOp
+function perigee.premul_sum(factor) end
+
+---A reduce operation in Lua. reduce(acc, x) changes acc in place (or returns a tensor); it is called per chunk,
+---in rank order, with
+---views that are valid only in the call. The name is compared across ranks.
+---@param def {name: string, reduce: fun(acc: perigee.Tensor, x: perigee.Tensor), commutative?: boolean}
+---@return perigee.ReduceOp
+function perigee.op(def) end
+
+-- Errors ------------------------------------------------------------------------------------------
+
+---Everything the module raises. tostring(e) is one line: "allreduce #42 on world: timed out after 5.0 s, missing
+---ranks 1,3 (rank 0)".
+---@class perigee.Error
+---@field code string # "ETIMEDOUT", "EMISMATCH", "EPEERDEAD", "ELUA", ...
+---@field message string
+---@field op? string
+---@field seq? integer
+---@field group? string
+---@field rank? integer # who reports
+---@field origin? integer # rank that saw the first cause
+---@field ranks integer[] # the culprits
+---@field cause? any
+---@field traceback? string
+
+---@param code string
+---@param message string
+---@param fields? table # copied into the object
+---@return perigee.Error
+function perigee.error(code, message, fields) end
+
+-- Works -------------------------------------------------------------------------------------------
+
+---An operation in flight, and the future of its value.
+---@class perigee.Work
+---@field op? string
+---@field seq integer
+local Work = {}
+
+---Wait until it has ended. Raises the error of a work that failed. nil and an error when only `seconds` ran out:
+---it stays pending.
+---@param seconds? number # 0 looks once; default: until the work ends by its own deadline
+---@return any value
+---@return any err_or_source # the source rank of recv_anysource
+function Work:wait(seconds) end
+
+---@return "pending"|"done"|"failed"|"timeout"|"aborted"
+function Work:status() end
+
+---@return boolean # it has ended, well or not
+function Work:is_completed() end
+
+---@return perigee.Error? # nil while pending and when done
+function Work:error() end
+
+---The value, without waiting: ESTATE while pending, raises when it failed.
+---@return any
+function Work:result() end
+
+---@return integer # of a receive that is done
+function Work:source_rank() end
+
+---End a pending work with EABORTED; the group of an operation that runs natively is aborted with it.
+---@param reason? string
+---@return boolean # false when it had ended
+function Work:abort(reason) end
+
+---A new work that ends after f(value) has run: with what f returns, or this work's value when that is nil. An
+---error in f fails it; when
+---this work fails, f is not called and the new work fails with the same error. f runs later, never inside the
+---call that completes.
+---@param f fun(value: any): any
+---@return perigee.Work
+function Work:map(f) end
+
+---Call f(err, value) once, when the work has ended: later, in the order of registration. f must not wait; it may
+---issue work.
+---@param f fun(err: perigee.Error?, value: any)
+---@return perigee.Work self
+function Work:on_done(f) end
+
+---Of works made by perigee.future: end it with a value. False when it had ended.
+---@param value? any
+---@return boolean
+function Work:set_result(value) end
+
+---Of works made by perigee.future: end it with an error object, or anything that has a text.
+---@param err any
+---@return boolean
+function Work:set_error(err) end
+
+---A pending work that a script completes.
+---@param opts? {timeout?: number}
+---@return perigee.Work
+function perigee.future(opts) end
+
+---Index and work of one that has ended; nil and an error when the seconds ran out.
+---@param works perigee.Work[]
+---@param seconds? number
+---@return integer?
+---@return perigee.Work|perigee.Error
+function perigee.wait_any(works, seconds) end
+
+---true when all are done; raises the first error; nil and an error when the seconds ran out.
+---@param works perigee.Work[]
+---@param seconds? number
+---@return boolean?
+---@return perigee.Error?
+function perigee.wait_all(works, seconds) end
+
+---Run the callbacks that are ready, on this thread.
+---@return boolean # whether there were any
+function perigee.step() end
+
+---@return number # seconds of a clock that never jumps
+function perigee.clock() end
+
+---Sleep; other threads run Lua meanwhile.
+---@param seconds number
+function perigee.sleep(seconds) end
+
+---@return {name: string, aliases: string, out: string, ["in"]: string, takes: table<string, true>}[] # the
+---operation table
+function perigee.ops() end
+
+---@return {refs: integer, threads: integer, waits: integer, ready: integer} # what the interpreter holds
+function perigee.stats() end
+
+-- Groups ------------------------------------------------------------------------------------------
+
+---@class perigee.Options
+---@field async? boolean # return a Work at once
+---@field timeout? number # math.huge: none
+
+---@class perigee.ReduceOptions: perigee.Options
+---@field op? perigee.Reduce # default "sum"
+
+---@class perigee.RootOptions: perigee.Options
+---@field root? integer # default 0
+
+---@class perigee.ReduceRootOptions: perigee.ReduceOptions
+---@field root? integer
+
+---@class perigee.TagOptions: perigee.Options
+---@field tag? integer # default 0
+
+---@class perigee.SplitsOptions: perigee.Options
+---@field output_splits? integer[] # rows from each rank
+---@field input_splits? integer[] # rows for each rank
+
+---A group of ranks. Every rank issues its collectives in the same order. Every operation blocks and returns its
+---value, or returns a Work
+---with async = true; failures are raised as perigee.Error. Numbers travel as f64 (as i64 for band, bor, bxor).
+---@class perigee.Group
+---@field rank integer
+---@field size integer
+---@field name string
+---@field backend string # "fp16(native)"
+---@field transport string # "shm", "tcp", "self", or "" when the bottom is not native
+---@field seq integer # operations accepted so far
+---@field timeout number
+---@field store? perigee.Store # the group's own, prefixed
+local Group = {}
+
+---@generic T: perigee.Value
+---@param value T # changed in place
+---@param opts? perigee.ReduceOptions
+---@return T|perigee.Work
+function Group:allreduce(value, opts) end
+
+---@param tensors perigee.Tensor[]
+---@param opts? perigee.ReduceOptions
+---@return perigee.Tensor[]|perigee.Work
+function Group:allreduce_coalesced(tensors, opts) end
+
+---@generic T: perigee.Value
+---@param value T
+---@param opts? perigee.RootOptions
+---@return T|perigee.Work
+function Group:broadcast(value, opts) end
+
+---@generic T: perigee.Value
+---@param value T # the result on the root, undefined elsewhere
+---@param opts? perigee.ReduceRootOptions
+---@return T|perigee.Work
+function Group:reduce(value, opts) end
+
+---allgather(outputs, input): one output per rank; sizes may differ by rank. allgather(input) makes the outputs.
+---@param outputs perigee.Tensor[]|perigee.Tensor[][]|perigee.Tensor|number
+---@param inputs? perigee.Tensor|perigee.Tensor[]
+---@param opts? perigee.Options
+---@return perigee.Tensor[]|number[]|perigee.Work
+function Group:allgather(outputs, inputs, opts) end
+
+---allgather_into_tensor(output, input), or (input) alone, which makes the output.
+---@param output perigee.Tensor
+---@param input? perigee.Tensor
+---@param opts? perigee.Options
+---@return perigee.Tensor|perigee.Work
+function Group:allgather_into_tensor(output, input, opts) end
+
+---@param outputs perigee.Tensor[]
+---@param inputs perigee.Tensor[]
+---@param opts? perigee.Options
+---@return perigee.Tensor[]|perigee.Work
+function Group:allgather_into_tensor_coalesced(outputs, inputs, opts) end
+
+---gather(outputs, input): outputs on the root, nil elsewhere. gather(input) makes them; it returns nil elsewhere.
+---@param outputs perigee.Tensor[]|perigee.Tensor[][]|perigee.Tensor|number|nil
+---@param inputs? perigee.Tensor|perigee.Tensor[]
+---@param opts? perigee.RootOptions
+---@return perigee.Tensor[]|number[]|perigee.Work|nil
+function Group:gather(outputs, inputs, opts) end
+
+---@param output perigee.Tensor|perigee.Tensor[]
+---@param inputs perigee.Tensor[]|perigee.Tensor[][]|nil # one per rank, on the root
+---@param opts? perigee.RootOptions
+---@return perigee.Tensor|perigee.Work
+function Group:scatter(output, inputs, opts) end
+
+---reduce_scatter(output, inputs): one input per rank. reduce_scatter(inputs) makes the output.
+---@param output perigee.Tensor|perigee.Tensor[]
+---@param inputs? perigee.Tensor[]|perigee.Tensor[][]
+---@param opts? perigee.ReduceOptions
+---@return perigee.Tensor|perigee.Work
+function Group:reduce_scatter(output, inputs, opts) end
+
+---@param output perigee.Tensor
+---@param input? perigee.Tensor
+---@param opts? perigee.ReduceOptions
+---@return perigee.Tensor|perigee.Work
+function Group:reduce_scatter_tensor(output, input, opts) end
+
+---@param outputs perigee.Tensor[]
+---@param inputs perigee.Tensor[]
+---@param opts? perigee.ReduceOptions
+---@return perigee.Tensor[]|perigee.Work
+function Group:reduce_scatter_tensor_coalesced(outputs, inputs, opts) end
+
+---alltoall(outputs, inputs): inputs[r + 1] goes to rank r. alltoall(inputs) makes outputs of the inputs' shapes.
+---@param outputs perigee.Tensor[]
+---@param inputs? perigee.Tensor[]
+---@param opts? perigee.Options
+---@return perigee.Tensor[]|perigee.Work
+function Group:alltoall(outputs, inputs, opts) end
+
+---Rows of one tensor to all ranks. alltoall_base(output, input [, output_splits, input_splits] [, opts]), or
+---(input, opts).
+---@param output perigee.Tensor
+---@param input? perigee.Tensor
+---@param ... integer[]|perigee.SplitsOptions
+---@return perigee.Tensor|perigee.Work
+function Group:alltoall_base(output, input, ...) end
+
+---@param opts? perigee.Options
+---@return perigee.Work?
+function Group:barrier(opts) end
+
+---A barrier that names the ranks that did not come.
+---@param opts? {timeout?: number, wait_all_ranks?: boolean, async?: boolean}
+---@return perigee.Work?
+function Group:monitored_barrier(opts) end
+
+---@generic T: perigee.Value
+---@param value T
+---@param dst integer
+---@param opts? perigee.TagOptions
+---@return T|perigee.Work
+function Group:send(value, dst, opts) end
+
+---@generic T: perigee.Value
+---@param value T # a tensor to fill, or a number to receive a number
+---@param src integer
+---@param opts? perigee.TagOptions
+---@return T|perigee.Work
+function Group:recv(value, src, opts) end
+
+---@generic T: perigee.Value
+---@param value T
+---@param opts? perigee.TagOptions
+---@return T|perigee.Work
+---@return integer source
+function Group:recv_anysource(value, opts) end
+
+-- Other names of the same operations, as c10d spells them.
+Group.all_reduce = Group.allreduce
+Group.all_gather = Group.allgather
+Group.all_gather_single = Group.allgather_into_tensor
+Group._allgather_base = Group.allgather_into_tensor
+Group.all_gather_single_coalesced = Group.allgather_into_tensor_coalesced
+Group.reduce_scatter_single = Group.reduce_scatter_tensor
+Group._reduce_scatter_base = Group.reduce_scatter_tensor
+Group.reduce_scatter_single_coalesced = Group.reduce_scatter_tensor_coalesced
+Group.all_to_all = Group.alltoall
+Group.all_to_all_single = Group.alltoall_base
+Group.recvAnysource = Group.recv_anysource
+
+---Collective: ranks with the same color form a group ordered by (key, rank). nil for a negative color.
+---@param color integer
+---@param key? integer # default: the rank
+---@param opts? {name?: string}
+---@return perigee.Group?
+function Group:split(color, key, opts) end
+
+---Collective among its members: these ranks, in this order. nil on ranks that are not in the list.
+---@param ranks integer[]
+---@param opts? {name?: string}
+---@return perigee.Group?
+function Group:subgroup(ranks, opts) end
+
+---Leave the group: what is pending ends with ECLOSED. Idempotent; also done by `local world <close>`.
+function Group:close() end
+
+---@return boolean
+function Group:is_closed() end
+
+---Fail the group on every rank, now: pending and later operations end with EABORTED and this reason.
+---@param reason? string
+function Group:abort(reason) end
+
+---@return perigee.Error? # the first cause, nil while healthy
+function Group:failed() end
+
+---@param seconds number # default timeout of operations from now on
+function Group:set_timeout(seconds) end
+
+---@param rank integer
+---@return integer? # the world's rank of this group's rank
+function Group:to_world(rank) end
+
+---@param world_rank integer
+---@return integer? # this group's rank of the world's rank, nil when it is no member
+function Group:from_world(world_rank) end
+
+---print on rank 0 alone; formatted when there are arguments after fmt.
+---@param fmt any
+---@param ... any
+function Group:print(fmt, ...) end
+
+---print on every rank, with "[rank r]" in front.
+---@param fmt any
+---@param ... any
+function Group:log(fmt, ...) end
+
+-- Backends ----------------------------------------------------------------------------------------
+
+---A layer written in Lua. A method with the name of an operation (or one of its aliases, not both) overrides it;
+---what is not defined
+---is left to the layer below. It receives the canonical form: lists of tensors even for one tensor, rows of lists for
+---allgather, gather, scatter and reduce_scatter, then split sizes, or peer and tag, and last a table of options
+---(op, root,
+---timeout, wait_all_ranks). It returns a Work, or true when the operation is done.
+---Other names are the script's own, except that a misspelt operation is refused; names that start with '_' are never.
+---Fields of `self`, one instance per group:
+---@class perigee.Backend
+---@field name string
+---@field inner perigee.Inner # the layer below
+---@field rank integer
+---@field size integer
+---@field group_name string
+---@field store? perigee.Store
+---@field open? fun(self: perigee.Backend, opts: {timeout: number}) # when a group starts to use the layer
+---@field close? fun(self: perigee.Backend) # when the group ends
+
+---The layer below: the operations of a group, in canonical or friendly form, always returning a Work.
+---@class perigee.Inner: perigee.Group
+---@field name string # "fp16(native)"
+---@field rank integer
+---@field size integer
+
+-- Stores ------------------------------------------------------------------------------------------
+
+---@class perigee.stores
+local stores = {}
+
+---@return perigee.Store # in this process only
+function stores.hash() end
+
+---@param path string
+---@return perigee.Store # shared by processes of one machine
+function stores.file(path) end
+
+---@param prefix string
+---@param store perigee.Store
+---@return perigee.Store # key -> prefix/key in store
+function stores.prefix(prefix, store) end
+
+---A client of a TCP store (PyTorch's TCPStore protocol).
+---@param host string
+---@param port integer
+---@param opts? {timeout?: number, world_size?: integer}
+---@return perigee.Store
+function stores.tcp(host, port, opts) end
+
+---Serve a TCP store from a thread of its own.
+---@param port? integer # 0: chosen by the kernel
+---@param address? string # 127.0.0.1
+---@return perigee.StoreServer
+function stores.server(port, address) end
+
+---@class perigee.StoreServer
+---@field port integer
+local StoreServer = {}
+
+function StoreServer:close() end
+
+---Keys and values are byte strings. Waits end with ETIMEDOUT naming the keys.
+---@class perigee.Store
+---@field kind "hash"|"file"|"tcp"|"prefix"
+local Store = {}
+
+---@param key string
+---@param value string
+function Store:set(key, value) end
+
+---Waits until the key exists.
+---@param key string
+---@param seconds? number
+---@return string
+function Store:get(key, seconds) end
+
+---@param key string
+---@param delta? integer # 1
+---@return integer # the new value; a missing key counts as 0
+function Store:add(key, delta) end
+
+---@param key string
+---@param expected string # "": the key must be missing
+---@param desired string
+---@return string # the value afterwards
+function Store:compare_set(key, expected, desired) end
+
+---@param keys string|string[]
+---@param seconds? number
+function Store:wait(keys, seconds) end
+
+---@param keys string|string[]
+---@return boolean # whether all exist
+function Store:check(keys) end
+
+---@param key string
+---@return boolean # whether it existed
+function Store:delete_key(key) end
+
+---@return integer
+function Store:num_keys() end
+
+---@return string[]
+function Store:list_keys() end
+
+---@param key string
+---@param value string
+function Store:append(key, value) end
+
+---@param keys string[]
+---@param seconds? number
+---@return string[]
+function Store:multi_get(keys, seconds) end
+
+---@param keys string[]
+---@param values string[]
+function Store:multi_set(keys, values) end
+
+---@param key string
+---@param value string
+function Store:queue_push(key, value) end
+
+---Waits for an entry; 0 seconds: EAGAIN when there is none.
+---@param key string
+---@param seconds? number
+---@return string
+function Store:queue_pop(key, seconds) end
+
+---@param key string
+---@return integer
+function Store:queue_len(key) end
+
+---@param key string
+---@param size integer # how many callers it takes
+---@param seconds? number
+function Store:barrier(key, size, seconds) end
+
+---@param seconds number
+function Store:set_timeout(seconds) end
+
+---@return perigee.Store # a handle with a connection of its own
+function Store:clone() end
+
+return perigee

@@ -1,0 +1,23 @@
+/* Groups in Lua (lgroup.c), their operations (lgroup_ops.c). */
+#ifndef PERIGEE_HOST_LGROUP_H
+#define PERIGEE_HOST_LGROUP_H
+
+#include <perigee/group.h>
+
+#include "host/object.h"
+
+typedef struct perigee__lgroup {
+  perigee__box box; /* ptr: the group (one reference) */
+  int rank, nranks;
+} perigee__lgroup;
+
+/** The group at index 1, also when it is closed. [-0, +0, e] */
+PERIGEE_RAISES perigee__lgroup *perigee__lgroup_self(lua_State *L, const char *method);
+/** Add one method per operation and alias to the methods table on top of the stack. [-0, +0, m] */
+PERIGEE_RAISES void perigee__lgroup_ops_add(lua_State *L, lua_CFunction fn);
+int perigee__lgroup_op(lua_State *L);
+
+/** Type, and perigee.init into the module table on top of the stack. [-0, +0, m] */
+PERIGEE_RAISES void perigee__lgroup_open(lua_State *L);
+
+#endif

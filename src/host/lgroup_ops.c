@@ -1,0 +1,127 @@
+/* The operations of a group as methods: one function, made into a method per row of the operation table. */
+#include <stdio.h>
+#include <string.h>
+
+#include "host/call.h"
+#include "host/lerror.h"
+#include "host/lgroup.h"
+#include "host/lwork.h"
+
+/* What the error does not say about the call it belongs to. */
+static void raise_work_error(lua_State *L, const perigee__lgroup *g, const perigee__call *call,
+                             perigee_error *error) {
+  if (error->op < 0)
+    error->op = call->req.op;
+  if (error->rank < 0)
+    error->rank = g->rank;
+  if (error->group[0] == '\0')
+    snprintf(error->group, sizeof(error->group), "%s", perigee_group_name(g->box.ptr));
+  perigee__raise_error(L, error);
+}
+
+static int submit(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
+                  perigee__call *call, perigee_work **work_p) {
+  perigee__gap gap;
+  perigee__gap_open(interp, L, &gap); /* before pin: it may raise */
+  perigee__call_pin(call);
+  int rc = perigee_group_submit(g->box.ptr, &call->req, work_p);
+  perigee__call_unpin(call);
+  perigee__gap_close(interp, &gap);
+  return rc;
+}
+
+static int run_async(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
+                     perigee__call *call) {
+  perigee__lwork *w = perigee__lwork_new(L);
+  w->conv = call->conv;
+  if (call->value != 0) {
+    lua_pushvalue(L, call->value);
+    lua_setiuservalue(L, -2, 1);
+  }
+  perigee_work *work;
+  perigee__check(L, submit(L, interp, g, call, &work));
+  w->box.ptr = work;
+  return 1;
+}
+
+static int push_result(lua_State *L, const perigee__call *call, int source) {
+  if (call->value == 0 && call->req.op != PERIGEE_OP_GATHER)
+    return 0;
+  perigee__value_push(L, call->value, call->conv);
+  if (!(call->conv & PERIGEE_CONV_SOURCE))
+    return 1;
+  lua_pushinteger(L, source);
+  return 2;
+}
+
+/* Through layers: their callbacks (map) run on this thread while it waits. */
+static int run_layered(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
+                       perigee__call *call) {
+  perigee_work *work;
+  perigee__check(L, submit(L, interp, g, call, &work));
+  int rc = perigee__host_wait(interp, L, work, PERIGEE_TIMEOUT_NONE);
+  int source = perigee_work_source_rank(work);
+  perigee_error error;
+  if (rc < 0 && perigee_work_is_completed(work))
+    perigee__work_error_of(work, &error);
+  else if (rc < 0)
+    error = *perigee_last_error();
+  perigee_work_unref(work);
+  if (rc < 0)
+    raise_work_error(L, g, call, &error);
+  return push_result(L, call, source);
+}
+
+/* Straight to the bottom: nothing is allocated on the way. */
+static int run_direct(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
+                      perigee__call *call) {
+  perigee__gap gap;
+  perigee__gap_open(interp, L, &gap);
+  perigee__call_pin(call);
+  int rc = perigee_group_run(g->box.ptr, &call->req);
+  perigee__call_unpin(call);
+  perigee__gap_close(interp, &gap);
+  perigee__check(L, rc);
+  return push_result(L, call, -1);
+}
+
+/* Upvalue 2: the operation. */
+int perigee__lgroup_op(lua_State *L) {
+  perigee_interp *interp = perigee__interp_here(L);
+  int op = (int)lua_tointeger(L, lua_upvalueindex(2));
+  const perigee__lgroup *g = perigee__lgroup_self(L, perigee_op_name(op));
+  perigee__call call;
+  call.rank = g->rank;
+  call.nranks = g->nranks;
+  perigee__call_parse(L, op, &call);
+  if (call.async)
+    return run_async(L, interp, g, &call);
+  if (perigee__lthread_here(interp, L)->callbacks > 0)
+    perigee__raise(L, PERIGEE_EDEADLK,
+                   "%s: a callback must not wait: pass async = true and use map or on_done",
+                   call.info->name);
+  /* Only a work knows the source. */
+  if (op != PERIGEE_OP_RECV_ANYSOURCE && perigee_group_is_direct(g->box.ptr, op))
+    return run_direct(L, interp, g, &call);
+  return run_layered(L, interp, g, &call);
+}
+
+static void add_method(lua_State *L, const char *name, size_t len, int op, lua_CFunction fn) {
+  lua_pushlstring(L, name, len);
+  perigee__interp_push_box(L);
+  lua_pushinteger(L, op);
+  lua_pushcclosure(L, fn, 2);
+  lua_rawset(L, -3);
+}
+
+void perigee__lgroup_ops_add(lua_State *L, lua_CFunction fn) {
+  for (int op = 0; op < PERIGEE_OP_COUNT; op++) {
+    const perigee_op_info *info = perigee_op_get(op);
+    add_method(L, info->name, strlen(info->name), op, fn);
+    for (const char *at = info->aliases; *at != '\0';) {
+      size_t len = strcspn(at, " ");
+      add_method(L, at, len, op, fn);
+      at += len + strspn(at + len, " ");
+    }
+  }
+}

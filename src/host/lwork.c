@@ -1,0 +1,215 @@
+#include "host/lwork.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "host/call.h"
+#include "host/lerror.h"
+#include "host/lfuture.h"
+
+perigee__lwork *perigee__lwork_new(lua_State *L) {
+  return perigee__object_new(L, &perigee__type_work, sizeof(perigee__lwork), 1);
+}
+
+perigee__lwork *perigee__lwork_get(lua_State *L, int index) {
+  perigee__lwork *w = perigee__object_get(L, index, &perigee__type_work);
+  return w != NULL && w->box.ptr != NULL ? w : NULL;
+}
+
+static perigee__lwork *self(lua_State *L, const char *method) {
+  perigee__lwork *w = perigee__object_self(L, &perigee__type_work, method);
+  if (w->box.ptr == NULL)
+    perigee__raise(L, PERIGEE_ESTATE, "'%s' on a work that has been collected", method);
+  return w;
+}
+
+static int l_gc(lua_State *L) {
+  perigee__lwork *w = perigee__object_get(L, 1, &perigee__type_work);
+  if (w != NULL) {
+    perigee_work_unref(w->box.ptr);
+    w->box.ptr = NULL;
+  }
+  return 0;
+}
+
+/* ---- value and error ----------------------------------------------------------------------------- */
+
+void perigee__lwork_set_value(lua_State *L, perigee_work *work) {
+  if (lua_isnil(L, -1)) {
+    lua_pop(L, 1);
+    return;
+  }
+  perigee__luaref *value = perigee__luaref_create(perigee__interp_of_state(L), L);
+  perigee_work_set_value(work, value, perigee__luaref_drop);
+}
+
+int perigee__lwork_push_value(lua_State *L, int index) {
+  index = lua_absindex(L, index);
+  const perigee__lwork *w = lua_touserdata(L, index);
+  const perigee_work *work = w->box.ptr;
+  if (w->slot) {
+    const perigee__luaref *value = perigee_work_value(work);
+    if (value != NULL)
+      lua_rawgeti(L, LUA_REGISTRYINDEX, value->ref);
+    else
+      lua_pushnil(L);
+  } else {
+    lua_getiuservalue(L, index, 1);
+    perigee__value_push(L, -1, w->conv);
+    lua_remove(L, -2);
+  }
+  if (!(w->conv & PERIGEE_CONV_SOURCE))
+    return 1;
+  lua_pushinteger(L, perigee_work_source_rank(work));
+  return 2;
+}
+
+void perigee__work_error_of(const perigee_work *work, perigee_error *error) {
+  const perigee_error *known = perigee_work_error(work);
+  if (known != NULL)
+    *error = *known;
+  else /* there was no memory to keep it */
+    perigee__error_set(error, PERIGEE_ENOMEM, "the operation failed");
+  if (error->op < 0)
+    error->op = perigee_work_op(work);
+  if (error->seq == 0)
+    error->seq = perigee_work_seq(work);
+}
+
+/* ---- methods ------------------------------------------------------------------------------------- */
+
+/* work:wait([seconds]): the value; nil and an error when only these seconds ran out; raises when the work failed */
+static int l_wait(lua_State *L) {
+  perigee_interp *interp = perigee__interp_here(L);
+  perigee__lwork *w = self(L, "wait");
+  perigee_work *work = w->box.ptr;
+  int64_t timeout_ns = PERIGEE_TIMEOUT_NONE;
+  if (!lua_isnoneornil(L, 2))
+    timeout_ns = perigee__seconds_arg(L, 2, "wait", 1, true);
+  int rc = perigee__host_wait(interp, L, work, timeout_ns);
+  if (rc == 0)
+    return perigee__lwork_push_value(L, 1);
+  perigee_error error;
+  if (perigee_work_is_completed(work)) {
+    perigee__work_error_of(work, &error);
+    perigee__raise_error(L, &error);
+  }
+  if (rc != PERIGEE_EAGAIN)
+    perigee__raise_last(L);
+  perigee__error_set(&error, PERIGEE_ETIMEDOUT, "still pending after %.6g s of waiting",
+                     (double)timeout_ns / 1e9);
+  error.op = perigee_work_op(work);
+  error.seq = perigee_work_seq(work);
+  lua_pushnil(L);
+  perigee__error_push(L, &error);
+  return 2;
+}
+
+static int l_status(lua_State *L) {
+  lua_pushstring(L, perigee_work_status_name(perigee_work_get_status(self(L, "status")->box.ptr)));
+  return 1;
+}
+
+static int l_is_completed(lua_State *L) {
+  lua_pushboolean(L, perigee_work_is_completed(self(L, "is_completed")->box.ptr));
+  return 1;
+}
+
+/* work:error(): the error of a work that failed, else nil */
+static int l_error(lua_State *L) {
+  const perigee_work *work = self(L, "error")->box.ptr;
+  perigee_work_status status = perigee_work_get_status(work);
+  if (status == PERIGEE_WORK_PENDING || status == PERIGEE_WORK_DONE) {
+    lua_pushnil(L);
+    return 1;
+  }
+  perigee_error error;
+  perigee__work_error_of(work, &error);
+  perigee__error_push(L, &error);
+  return 1;
+}
+
+/* work:result(): the value of a work that is done; raises when it failed or is pending. Never waits. */
+static int l_result(lua_State *L) {
+  const perigee_work *work = self(L, "result")->box.ptr;
+  perigee_work_status status = perigee_work_get_status(work);
+  if (status == PERIGEE_WORK_PENDING)
+    perigee__raise(L, PERIGEE_ESTATE, "the work is still pending: wait for it first");
+  if (status == PERIGEE_WORK_DONE)
+    return perigee__lwork_push_value(L, 1);
+  perigee_error error;
+  perigee__work_error_of(work, &error);
+  perigee__raise_error(L, &error);
+}
+
+static int l_source_rank(lua_State *L) {
+  const perigee_work *work = self(L, "source_rank")->box.ptr;
+  int rank = perigee_work_source_rank(work);
+  if (rank < 0)
+    perigee__raise(L, PERIGEE_ESTATE,
+                   perigee_work_is_completed(work) ? "source_rank: this work is no receive"
+                                                   : "source_rank: the work is still pending");
+  lua_pushinteger(L, rank);
+  return 1;
+}
+
+static PERIGEE_NO_TSA int l_abort(lua_State *L) {
+  perigee_interp *interp = perigee__interp_here(L);
+  perigee_work *work = self(L, "abort")->box.ptr;
+  const char *reason = luaL_optstring(L, 2, "aborted by the script");
+  perigee__gap gap; /* ending a work runs callbacks of C code, which may be anybody's */
+  perigee__gap_open(interp, L, &gap);
+  int rc = perigee_work_abort(work, reason);
+  perigee__gap_close(interp, &gap);
+  lua_pushboolean(L, rc == 0);
+  return 1;
+}
+
+static int l_index(lua_State *L) {
+  lua_pushvalue(L, 2);
+  if (lua_rawget(L, lua_upvalueindex(2)) != LUA_TNIL || lua_type(L, 2) != LUA_TSTRING)
+    return 1;
+  const char *key = lua_tostring(L, 2);
+  const perigee_work *work = self(L, key)->box.ptr;
+  if (strcmp(key, "op") == 0 && perigee_work_op(work) >= 0)
+    lua_pushstring(L, perigee_op_name(perigee_work_op(work)));
+  else if (strcmp(key, "seq") == 0)
+    lua_pushinteger(L, (lua_Integer)perigee_work_seq(work));
+  else
+    lua_pushnil(L);
+  return 1;
+}
+
+static int l_tostring(lua_State *L) {
+  const perigee__lwork *w = perigee__object_self(L, &perigee__type_work, "tostring");
+  const perigee_work *work = w->box.ptr;
+  if (work == NULL) {
+    lua_pushliteral(L, "work (collected)");
+    return 1;
+  }
+  char text[96];
+  const char *status = perigee_work_status_name(perigee_work_get_status(work));
+  if (perigee_work_op(work) >= 0)
+    snprintf(text, sizeof(text), "work: %s #%" PRIu64 " (%s)",
+             perigee_op_name(perigee_work_op(work)), perigee_work_seq(work), status);
+  else
+    snprintf(text, sizeof(text), "work (%s)", status);
+  lua_pushstring(L, text);
+  return 1;
+}
+
+void perigee__lwork_open(lua_State *L) {
+  static const luaL_Reg meta[] = {{"__gc", l_gc}, {"__tostring", l_tostring}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {
+      {"wait", l_wait},   {"status", l_status}, {"is_completed", l_is_completed},
+      {"error", l_error}, {"result", l_result}, {"source_rank", l_source_rank},
+      {"abort", l_abort}, {NULL, NULL},
+  };
+  perigee__type_open(L, &perigee__type_work, meta, methods, l_index);
+  perigee__type_methods(L, &perigee__type_work);
+  perigee__functions_add(L, perigee__lwork_callbacks);
+  perigee__functions_add(L, perigee__lfuture_methods);
+  lua_pop(L, 1);
+}

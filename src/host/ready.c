@@ -1,0 +1,284 @@
+/*
+ * What waits to be run in an interpreter: callbacks of works, and the threads that run them.
+ *
+ * Who runs the queue: a thread that waits in this interpreter (it comes out of its wait for it); a thread that starts to
+ * wait; perigee.step(); and the dispatcher, a thread that exists only once something was queued while nobody waited.
+ * Oldest first, one at a time per interpreter (`draining`), never inside the call that queued.
+ */
+#include <limits.h>
+#include <time.h>
+
+#include "host/interp.h"
+
+#include "base/assert.h"
+#include "base/futex.h"
+#include "base/log.h"
+
+/* Deep enough for an override in a callback: Lua's C stack limit (200 levels) at about 1 KiB each, and the group's frames. */
+#define DISPATCHER_STACK ((size_t)1 << 20)
+
+static void *dispatcher_main(void *arg) {
+  perigee_interp *interp = arg;
+  uint32_t seen = 0;
+  while (!atomic_load(&interp->stop)) {
+    uint32_t now = atomic_load(&interp->dispatch);
+    if (now == seen) {
+      perigee__futex_wait(&interp->dispatch, seen, PERIGEE_NEVER, false);
+      continue;
+    }
+    seen = now;
+    perigee__lthread *t;
+    if (perigee__enter(interp, PERIGEE_NEVER, "callbacks of works", true, &t) < 0)
+      continue; /* closing: stop comes next */
+    perigee__ready_drain(interp, t, perigee__lthread_state(t));
+    perigee__leave(interp, t);
+  }
+  perigee__interp_unref(interp);
+  return NULL;
+}
+
+/* ready_lock held. The waiter that is to run the queue, with a reference on its work, or NULL. */
+static perigee_work *wake_one_locked(perigee_interp *interp, bool *handled_p) {
+  perigee__lthread *t = perigee__lthread_find(interp);
+  perigee__waiter *chosen = t != NULL ? t->waiter : NULL;
+  *handled_p = true;
+  if (chosen != NULL) {
+    /* This thread runs what it waits for; it looks at its word before it sleeps. */
+    atomic_store_explicit(&chosen->interrupt, 1, memory_order_release);
+    return NULL;
+  }
+  PERIGEE_LIST_EACH(it, &interp->waiters) {
+    perigee__waiter *w = PERIGEE_CONTAINER_OF(it, perigee__waiter, node);
+    if (atomic_load_explicit(&w->interrupt, memory_order_relaxed) != 0)
+      return NULL; /* somebody is on the way already */
+    if (chosen == NULL)
+      chosen = w;
+  }
+  if (chosen == NULL) {
+    *handled_p = false;
+    return NULL;
+  }
+  /* release: pairs with the wait's look at its interrupt word; the queue itself is under the lock */
+  atomic_store_explicit(&chosen->interrupt, 1, memory_order_release);
+  return perigee_work_ref(chosen->work);
+}
+
+void perigee__ready_push(perigee_interp *interp, perigee__ready *item) {
+  perigee__lock(&interp->ready_lock);
+  if (atomic_load_explicit(&interp->state, memory_order_relaxed) == PERIGEE_INTERP_CLOSED) {
+    perigee__unlock(&interp->ready_lock);
+    item->drop(item);
+    return;
+  }
+  perigee__list_append(&interp->ready, &item->node);
+  atomic_fetch_add_explicit(&interp->ready_count, 1, memory_order_relaxed);
+  bool handled;
+  perigee_work *work = wake_one_locked(interp, &handled);
+  bool start = !handled && !interp->dispatcher_started &&
+               atomic_load_explicit(&interp->state, memory_order_relaxed) == PERIGEE_INTERP_OPEN;
+  if (start) {
+    perigee__interp_ref(
+        interp); /* the thread's: it may outlive a close that does not get it to end in time */
+    int rc = perigee__thread_start(&interp->dispatcher, "pg-lua", DISPATCHER_STACK, dispatcher_main,
+                                   interp);
+    interp->dispatcher_started = rc == 0;
+    if (rc < 0) {
+      perigee__log(PERIGEE_LOG_ERROR, "cannot start the thread that runs callbacks: %s",
+                   perigee_strerror(rc));
+      perigee__interp_unref(interp); /* not the last: the caller holds one */
+    }
+  }
+  perigee__unlock(&interp->ready_lock);
+  if (work != NULL) {
+    perigee_work_interrupt(work);
+    perigee_work_unref(work);
+  }
+  if (!handled) {
+    /* seq_cst: pairs with the dispatcher's look at `dispatch` before it sleeps on it */
+    atomic_fetch_add(&interp->dispatch, 1);
+    perigee__futex_wake(&interp->dispatch, 1, false);
+  }
+}
+
+static perigee__ready *pop(perigee_interp *interp) {
+  perigee__ready *item = NULL;
+  perigee__lock(&interp->ready_lock);
+  if (!perigee__list_empty(&interp->ready)) {
+    item = PERIGEE_CONTAINER_OF(interp->ready.next, perigee__ready, node);
+    perigee__list_remove(&item->node);
+    atomic_fetch_sub_explicit(&interp->ready_count, 1, memory_order_relaxed);
+  }
+  perigee__unlock(&interp->ready_lock);
+  return item;
+}
+
+bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State *L) {
+  if (interp->draining || atomic_load_explicit(&interp->ready_count, memory_order_relaxed) == 0)
+    return false;
+  interp->draining = true;
+  t->callbacks++;
+  uint64_t seq = t->seq;
+  t->seq = 0;
+  for (perigee__ready *item; (item = pop(interp)) != NULL;)
+    item->run(t, L, item);
+  t->seq = seq;
+  t->callbacks--;
+  interp->draining = false;
+  return true;
+}
+
+void perigee__ready_drop_all(perigee_interp *interp) {
+  for (perigee__ready *item; (item = pop(interp)) != NULL;)
+    item->drop(item);
+}
+
+void perigee__dispatcher_stop(perigee_interp *interp, int64_t wait_ns) {
+  perigee__lock(&interp->ready_lock);
+  bool started = interp->dispatcher_started;
+  interp->dispatcher_started = false;
+  perigee__unlock(&interp->ready_lock);
+  atomic_store(&interp->stop, 1);
+  atomic_fetch_add(&interp->dispatch, 1);
+  perigee__futex_wake(&interp->dispatch, 1, false);
+  if (!started)
+    return;
+  struct timespec until; /* wall time, as pthread_timedjoin_np wants it */
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += wait_ns / PERIGEE_NS_PER_SEC;
+  until.tv_nsec += wait_ns % PERIGEE_NS_PER_SEC;
+  if (until.tv_nsec >= PERIGEE_NS_PER_SEC) {
+    until.tv_nsec -= PERIGEE_NS_PER_SEC;
+    until.tv_sec++;
+  }
+  if (pthread_timedjoin_np(interp->dispatcher, NULL, &until) != 0)
+    pthread_detach(interp->dispatcher);
+}
+
+/* ---- waiting ------------------------------------------------------------------------------------- */
+
+enum {
+  WAKE_BATCH = 16
+};
+
+void perigee__waiters_wake(perigee_interp *interp) {
+  for (;;) {
+    perigee_work *works[WAKE_BATCH];
+    int n = 0;
+    perigee__lock(&interp->ready_lock);
+    PERIGEE_LIST_EACH(it, &interp->waiters) {
+      perigee__waiter *w = PERIGEE_CONTAINER_OF(it, perigee__waiter, node);
+      if (atomic_load_explicit(&w->interrupt, memory_order_relaxed) != 0 || n == WAKE_BATCH)
+        continue;
+      atomic_store_explicit(&w->interrupt, 1, memory_order_release); /* as in wake_one_locked */
+      works[n++] = perigee_work_ref(w->work);
+    }
+    perigee__unlock(&interp->ready_lock);
+    for (int i = 0; i < n; i++) {
+      perigee_work_interrupt(works[i]);
+      perigee_work_unref(works[i]);
+    }
+    if (n < WAKE_BATCH)
+      return;
+  }
+}
+
+static void waiter_add(perigee_interp *interp, perigee__lthread *t, perigee__waiter *w,
+                       perigee_work *work) {
+  perigee__list_init(&w->node);
+  w->work = work;
+  atomic_init(&w->interrupt, 0);
+  w->outer = t->waiter;
+  t->waiter = w;
+  perigee__lock(&interp->ready_lock);
+  perigee__list_append(&interp->waiters, &w->node);
+  perigee__unlock(&interp->ready_lock);
+}
+
+static void waiter_remove(perigee_interp *interp, perigee__lthread *t, perigee__waiter *w) {
+  perigee__lock(&interp->ready_lock);
+  perigee__list_remove(&w->node);
+  perigee__unlock(&interp->ready_lock);
+  t->waiter = w->outer;
+}
+
+/* One stretch of waiting, outside the interpreter. 1: there is something to run. */
+static int wait_outside(perigee__waiter *w, int64_t deadline_ns, int64_t timeout_ns) {
+  int64_t left = timeout_ns == PERIGEE_TIMEOUT_NONE ? timeout_ns : perigee__time_left(deadline_ns);
+  /* The wait reads the word with an acquire load. */
+  return perigee_work_wait_interruptible(w->work, left, (const uint32_t *)(void *)&w->interrupt);
+}
+
+static int closing(perigee_interp *interp) {
+  return atomic_load_explicit(&interp->state, memory_order_relaxed) == PERIGEE_INTERP_OPEN
+             ? 0
+             : perigee__fail(PERIGEE_ECLOSED, "the Lua interpreter is being closed");
+}
+
+static int wait_inside(perigee_interp *interp, perigee__lthread *t, lua_State *L,
+                       perigee__waiter *w, int64_t deadline_ns, int64_t timeout_ns) {
+  for (;;) {
+    perigee__ready_drain(interp, t, L);
+    perigee__gap gap;
+    perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
+    int rc = wait_outside(w, deadline_ns, timeout_ns);
+    perigee__gap_close(interp, &gap);
+    atomic_store_explicit(&w->interrupt, 0, memory_order_relaxed);
+    if (rc != 1) {
+      /* What was queued for this thread must not be left lying. */
+      if (atomic_load_explicit(&interp->ready_count, memory_order_relaxed) == 0)
+        return rc;
+      perigee_error error = *perigee_last_error();
+      perigee__ready_drain(interp, t, L);
+      return rc < 0 ? perigee__fail_with(&error) : rc;
+    }
+    PERIGEE_TRY(closing(interp));
+  }
+}
+
+static int wait_from_c(perigee_interp *interp, perigee__waiter *w, int64_t deadline_ns,
+                       int64_t timeout_ns) {
+  for (;;) {
+    int rc = wait_outside(w, deadline_ns, timeout_ns);
+    atomic_store_explicit(&w->interrupt, 0, memory_order_relaxed);
+    perigee_error error;
+    if (rc < 0)
+      error = *perigee_last_error();
+    perigee__lthread *t;
+    if (atomic_load_explicit(&interp->ready_count, memory_order_relaxed) > 0 &&
+        perigee__enter(interp, PERIGEE_NEVER, "callbacks of works", true, &t) == 0) {
+      perigee__ready_drain(interp, t, perigee__lthread_state(t));
+      perigee__leave(interp, t);
+    }
+    if (rc != 1)
+      return rc < 0 ? perigee__fail_with(&error) : rc;
+    PERIGEE_TRY(closing(interp));
+  }
+}
+
+int perigee__host_wait(perigee_interp *interp, lua_State *L, perigee_work *work,
+                       int64_t timeout_ns) {
+  perigee__lthread *t =
+      L != NULL ? perigee__lthread_here(interp, L) : perigee__lthread_find(interp);
+  if (t != NULL && t->callbacks > 0 && !perigee_work_is_completed(work) && timeout_ns != 0)
+    return perigee__fail(PERIGEE_EDEADLK,
+                         "a callback must not wait for a work: use map or on_done on it");
+  /* Callbacks of works that have ended run before a wait returns, also when it has nothing to wait for. */
+  if (perigee_work_is_completed(work) && L != NULL) {
+    if (t->callbacks == 0)
+      perigee__ready_drain(interp, t, L);
+    return perigee_work_wait(work, 0);
+  }
+  int64_t deadline_ns =
+      timeout_ns == PERIGEE_TIMEOUT_NONE ? PERIGEE_NEVER : perigee__deadline_in(timeout_ns);
+  if (t == NULL)
+    return perigee_work_wait(work, timeout_ns);
+  perigee__waiter w;
+  /* A callback may close the state (os.exit), and that ends the object that held the work. */
+  perigee_work_ref(work);
+  waiter_add(interp, t, &w, work);
+  int rc = L != NULL ? wait_inside(interp, t, L, &w, deadline_ns, timeout_ns)
+                     : wait_from_c(interp, &w, deadline_ns, timeout_ns);
+  waiter_remove(interp, t, &w);
+  perigee_work_unref(work);
+  return rc;
+}

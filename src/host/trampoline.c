@@ -1,0 +1,199 @@
+/*
+ * The trampoline: the way of an operation from C into the override of a Lua table, and of its result back.
+ *
+ *   enter -> protected call of `body` -> leave
+ *   body: function and instance by reference, arguments in canonical form by the operation's row, lua_call, result
+ *
+ * One function serves all operations: the row says which arguments there are. No Lua pointer leaves it: the work is counted, the
+ * error is copied. On the success path nothing is allocated in C, and in Lua only what the override gets: its lists, its
+ * tensor objects and its options.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "host/lbackend.h"
+#include "host/lerror.h"
+#include "host/ltensor.h"
+#include "host/lwork.h"
+
+typedef struct submission {
+  perigee__llayer *layer;
+  const perigee_request *req;
+  perigee_work *work; /* one reference, set on success */
+  bool ours;          /* the work is one that a script completes */
+} submission;
+
+/* ---- arguments ----------------------------------------------------------------------------------- */
+
+static void push_list(lua_State *L, perigee_tensor *const *v, uint32_t n) {
+  lua_createtable(L, (int)n, 0);
+  for (uint32_t i = 0; i < n; i++) {
+    perigee__tensor_push(L, v[i]);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+}
+
+static void push_tensors(lua_State *L, const perigee_tensors *t, perigee_form form) {
+  if (form == PERIGEE_FORM_ONE) {
+    if (t->n > 0)
+      perigee__tensor_push(L, t->v[0]);
+    else
+      lua_pushnil(L);
+    return;
+  }
+  if (form != PERIGEE_FORM_LISTS) {
+    push_list(L, t->v, t->n);
+    return;
+  }
+  uint32_t rows = t->rows, each = rows > 0 ? t->n / rows : 0;
+  lua_createtable(L, (int)rows, 0);
+  for (uint32_t r = 0; r < rows; r++) {
+    push_list(L, t->v + (size_t)r * each, each);
+    lua_rawseti(L, -2, (lua_Integer)r + 1);
+  }
+}
+
+static void push_splits(lua_State *L, const int64_t *splits, uint32_t n) {
+  lua_createtable(L, (int)n, 0);
+  for (uint32_t i = 0; i < n; i++) {
+    lua_pushinteger(L, splits[i]);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+}
+
+/* Canonical form of DESIGN's table: tensors, splits or peer and tag, options. Returns how many. */
+static int push_args(lua_State *L, perigee__llayer *layer, const perigee_request *req) {
+  const perigee_op_info *info = perigee_op_get(req->op);
+  int top = lua_gettop(L);
+  if (info->out != PERIGEE_FORM_NONE)
+    push_tensors(L, &req->out, info->out);
+  if (info->in != PERIGEE_FORM_NONE)
+    push_tensors(L, &req->in, info->in);
+  if (info->opts & PERIGEE_OPT_SPLITS) {
+    push_splits(L, req->out_splits, req->n_out_splits);
+    push_splits(L, req->in_splits, req->n_in_splits);
+  }
+  if (info->opts & (PERIGEE_OPT_DST | PERIGEE_OPT_SRC))
+    lua_pushinteger(L, req->peer);
+  if (info->opts & PERIGEE_OPT_TAG)
+    lua_pushinteger(L, req->tag);
+  perigee__opts_push(layer->interp, L, req, info,
+                     atomic_load_explicit(&layer->timeout_ns, memory_order_relaxed),
+                     &layer->opts[req->op]);
+  return lua_gettop(L) - top;
+}
+
+/* ---- result -------------------------------------------------------------------------------------- */
+
+static void take_result(lua_State *L, submission *s) {
+  const perigee__lwork *w = perigee__lwork_get(L, -1);
+  if (w != NULL) {
+    s->work = perigee_work_ref(w->box.ptr);
+    s->ours = w->slot;
+    return;
+  }
+  if (lua_type(L, -1) == LUA_TBOOLEAN && lua_toboolean(L, -1)) {
+    s->work = perigee_work_done();
+    return;
+  }
+  const char *hint = lua_isnil(L, -1) ? " (is a 'return' missing?)" : "";
+  perigee__raise(L, PERIGEE_ELUATYPE, "backend '%s': %s must return a Work or true, got %s%s",
+                 s->layer->name, perigee_op_name(s->req->op), perigee__type_name(L, -1), hint);
+}
+
+static int body(lua_State *L) {
+  submission *s = lua_touserdata(L, 1);
+  luaL_checkstack(L, 16, NULL);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, s->layer->fn_ref[s->req->op]);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, s->layer->self_ref);
+  int n = push_args(L, s->layer, s->req);
+  lua_call(L, n + 1, 1);
+  take_result(L, s);
+  return 0;
+}
+
+/* ---- the call ------------------------------------------------------------------------------------ */
+
+static void decorate(perigee_error *error, const submission *s) {
+  if (error->op < 0)
+    error->op = s->req->op;
+  if (error->seq == 0)
+    error->seq = s->req->seq;
+  if (error->rank < 0)
+    error->rank = s->layer->rank;
+  if (error->group[0] == '\0')
+    memcpy(error->group, s->layer->group_name, sizeof(error->group));
+}
+
+static int64_t timeout_of(const submission *s) {
+  return s->req->timeout_ns == PERIGEE_TIMEOUT_DEFAULT
+             ? atomic_load_explicit(&s->layer->timeout_ns, memory_order_relaxed)
+             : s->req->timeout_ns;
+}
+
+static int enter_and_call(submission *s) {
+  perigee__llayer *layer = s->layer;
+  perigee_interp *interp = layer->interp;
+  perigee__lthread *t;
+  PERIGEE_TRY(perigee__enter(interp, timeout_of(s), layer->place[s->req->op], false, &t));
+  uint64_t seq = t->seq;
+  t->seq = s->req->seq;
+  perigee_error error;
+  int rc = perigee__protect(perigee__lthread_state(t), body, s, &error);
+  t->seq = seq;
+  perigee__leave(interp, t);
+  if (PERIGEE_LIKELY(rc == 0))
+    return 0;
+  perigee_work_unref(s->work);
+  decorate(&error, s);
+  return perigee__fail_with(&error);
+}
+
+int perigee__trampoline_submit(void *self, const perigee_request *req, perigee_work **work_p) {
+  submission s = {.layer = self, .req = req};
+  PERIGEE_TRY(enter_and_call(&s));
+  *work_p = s.work;
+  return 0;
+}
+
+/* Wait for the work an override returned; what it needs from Lua (map) runs on this thread. */
+static int wait_for(submission *s, int64_t deadline_ns) {
+  perigee_interp *interp = s->layer->interp;
+  if (!s->ours) /* it ends by its own deadline */
+    return perigee__host_wait(interp, NULL, s->work, PERIGEE_TIMEOUT_NONE);
+  int64_t left =
+      deadline_ns == PERIGEE_NEVER ? PERIGEE_TIMEOUT_NONE : perigee__time_left(deadline_ns) + 1;
+  int rc = perigee__host_wait(interp, NULL, s->work, left);
+  if (rc != PERIGEE_EAGAIN)
+    return rc;
+  perigee_error late;
+  perigee__error_set(&late, PERIGEE_ETIMEDOUT,
+                     "timed out after %.1f s: backend '%s' did not complete it",
+                     (double)timeout_of(s) / 1e9, s->layer->name);
+  decorate(&late, s);
+  perigee_future_set_error(s->work, &late);
+  return perigee_work_wait(s->work, 0);
+}
+
+int perigee__trampoline_run(void *self, const perigee_request *req, perigee_error *error_p) {
+  submission s = {.layer = self, .req = req};
+  int rc = enter_and_call(&s);
+  if (PERIGEE_UNLIKELY(rc < 0)) {
+    *error_p = *perigee_last_error();
+    return rc;
+  }
+  perigee_work_status status = perigee_work_get_status(s.work);
+  if (status == PERIGEE_WORK_PENDING)
+    rc = wait_for(&s, perigee__deadline_in(timeout_of(&s)));
+  if (status == PERIGEE_WORK_DONE || rc == 0) {
+    perigee_work_unref(s.work);
+    return 0;
+  }
+  if (perigee_work_is_completed(s.work))
+    perigee__work_error_of(s.work, error_p);
+  else
+    *error_p = *perigee_last_error();
+  decorate(error_p, &s);
+  perigee_work_unref(s.work);
+  return error_p->code;
+}
