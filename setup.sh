@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# Install what is needed, build, and run or test Perigee. Made for Debian 12.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+  cat <<'TEXT'
+Usage: ./setup.sh demo | build | test [--full]
+
+  demo         build, then train a small network on 4 ranks
+  build        install the packages that are missing, build into build/
+  test         build, then run all tests
+  test --full  also with sanitizers, other compilers, tiny buffers, valgrind and fuzzers (half an hour)
+TEXT
+}
+
+say() { printf '\n==> %s\n' "$*"; }
+
+build_packages=(build-essential cmake ninja-build pkg-config lua5.4 liblua5.4-dev libuv1-dev)
+test_packages=(libcmocka-dev lua-busted lua-check clang-format)
+full_packages=(clang libclang-rt-14-dev valgrind)
+
+# Install those packages that are missing; without any, no network is needed.
+need() {
+  local missing=() package sudo=()
+  if ! command -v apt-get >/dev/null; then
+    echo "setup.sh: no apt-get here; it is up to you to have: $*" >&2
+    return 0
+  fi
+  for package in "$@"; do
+    dpkg -s "$package" 2>/dev/null | grep -q '^Status: .* installed$' || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  say "installing ${missing[*]}"
+  if [ "$(id -u)" -ne 0 ]; then sudo=(sudo); fi
+  "${sudo[@]}" apt-get -o Acquire::Retries=3 -qq update
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 -qq -y \
+    --no-install-recommends install "${missing[@]}"
+}
+
+# configure_and_build FOLDER CMAKE_OPTION...
+configure_and_build() {
+  local folder=$1
+  shift
+  # A cache that came from another place (a copied tree) cannot be used.
+  if [ -f "$folder/CMakeCache.txt" ] &&
+    ! grep -qxF "CMAKE_HOME_DIRECTORY:INTERNAL=$PWD" "$folder/CMakeCache.txt"; then
+    rm -rf "$folder"
+  fi
+  cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "$@" >"$folder.log" 2>&1 || {
+    cat "$folder.log"
+    return 1
+  }
+  rm -f "$folder.log"
+  cmake --build "$folder"
+}
+
+# run_tests FOLDER CTEST_OPTION...
+run_tests() {
+  local folder=$1
+  shift
+  ctest --test-dir "$folder" --output-on-failure --no-label-summary --timeout 180 "$@"
+}
+
+build() {
+  need "${build_packages[@]}"
+  say "building"
+  configure_and_build build "$@"
+}
+
+demo() {
+  build -DPERIGEE_TESTS=OFF
+  say "build/perigee run -n 4 examples/digits.lua"
+  build/perigee run -n 4 examples/digits.lua
+}
+
+quick_test() {
+  need "${build_packages[@]}" "${test_packages[@]}"
+  build -DPERIGEE_TESTS=ON
+  say "testing"
+  run_tests build
+}
+
+# ---- the long ladder: every rung is tried, the failed ones are named at the end ------------------
+
+asan_rung() {
+  configure_and_build build-asan -DPERIGEE_SANITIZE=address,undefined -DPERIGEE_DEBUG=ON
+  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 run_tests build-asan -LE lint
+}
+
+tsan_rung() {
+  CC=clang configure_and_build build-tsan -DPERIGEE_SANITIZE=thread -DPERIGEE_DEBUG=ON
+  # without address randomisation: clang 14 does not know the wide layout of recent kernels
+  TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 setarch -R \
+    ctest --test-dir build-tsan --output-on-failure --no-label-summary --timeout 600 -L '^c$'
+}
+
+clang_rung() {
+  CC=clang configure_and_build build-clang -DPERIGEE_DEBUG=ON
+  run_tests build-clang -LE lint
+}
+
+hostile_rung() {
+  configure_and_build build-hostile -DPERIGEE_HOSTILE=ON -DPERIGEE_DEBUG=ON
+  run_tests build-hostile -LE lint
+}
+
+valgrind_rung() {
+  local program status=0
+  configure_and_build build-debug -DCMAKE_BUILD_TYPE=Debug
+  for program in build-debug/*_test; do
+    echo "valgrind $program"
+    timeout 600 valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite \
+      --fair-sched=yes "$program" >build-debug/valgrind.log 2>&1 || {
+      cat build-debug/valgrind.log
+      status=1
+    }
+  done
+  return $status
+}
+
+fuzz_rung() {
+  local source name status=0
+  mkdir -p build-fuzz
+  CC=clang configure_and_build build-fuzz -DPERIGEE_FUZZ=ON -DPERIGEE_SANITIZE=address,undefined \
+    -DPERIGEE_TESTS=OFF
+  for source in spec/fuzz/fuzz_*.c; do
+    [ -e "$source" ] || continue
+    name=$(basename "$source" .c)
+    mkdir -p "build-fuzz/found/$name"
+    echo "$name"
+    # new inputs go to the first folder; the corpus is only read
+    UBSAN_OPTIONS=halt_on_error=1 "build-fuzz/$name" -max_total_time=30 -rss_limit_mb=1024 -timeout=10 -print_final_stats=1 \
+      -artifact_prefix="build-fuzz/found/$name-" "build-fuzz/found/$name" \
+      "spec/fuzz/corpus/${name#fuzz_}" >"build-fuzz/$name.log" 2>&1 || {
+      tail -n 60 "build-fuzz/$name.log"
+      status=1
+    }
+  done
+  return $status
+}
+
+full_test() {
+  local rung failed=()
+  need "${build_packages[@]}" "${test_packages[@]}" "${full_packages[@]}"
+  for rung in quick_test asan_rung tsan_rung clang_rung hostile_rung valgrind_rung fuzz_rung; do
+    say "$rung"
+    # a shell of its own: `set -e` is off inside a condition
+    if ./setup.sh --rung "$rung"; then
+      echo "$rung: passed"
+    else
+      echo "$rung: FAILED"
+      failed+=("$rung")
+    fi
+  done
+  say "${#failed[@]} rungs failed ${failed[*]-}"
+  [ ${#failed[@]} -eq 0 ]
+}
+
+case "${1-}:${2-}" in
+  demo:) demo ;;
+  build:) build ;;
+  test:) quick_test ;;
+  test:--full) full_test ;;
+  --rung:?*) "$2" ;;
+  --help: | -h:) usage ;;
+  *)
+    usage >&2
+    exit 2
+    ;;
+esac
