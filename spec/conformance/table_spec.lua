@@ -1,0 +1,23 @@
+-- The conformance table on every number of ranks and both transports.
+local support = require "cli.support"
+
+local root = io.popen("pwd"):read "l"
+
+describe("conformance table", function()
+  after_each(support.cleanup)
+  for _, transport in ipairs { "shm", "tcp" } do
+    for _, n in ipairs { 1, 2, 3, 4, 5, 8 } do
+      it(("holds on %d rank%s over %s"):format(n, n > 1 and "s" or "", transport), function()
+        local run = support.bash(([[
+          export PERIGEE_TRANSPORT=%s PERIGEE_TIMEOUT=50
+          timeout -k 2 170 $P run -n %d --timeout 160 %s/spec/conformance/table.lua
+        ]]):format(transport, n, root), nil, 180)
+        assert.equal(0, run.code, run.out .. run.err)
+        local cells, used = run.out:match "(%d+) cells passed %((%a+)"
+        assert.is_truthy(cells, run.out)
+        assert.is_true(tonumber(cells) > 1000)
+        assert.equal(n == 1 and "self" or transport, used)
+      end)
+    end
+  end
+end)
