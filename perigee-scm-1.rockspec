@@ -14,9 +14,8 @@ build = {
     CMAKE_BUILD_TYPE = "Release",
     CMAKE_INSTALL_PREFIX = "$(PREFIX)",
     PERIGEE_TESTS = "OFF",
-    LUA_INCDIR = "$(LUA_INCDIR)",
-    INSTALL_CMOD = "$(LIBDIR)",
-    INSTALL_LMOD = "$(LUADIR)",
+    PERIGEE_INSTALL_CMOD = "$(LIBDIR)",
+    PERIGEE_INSTALL_LMOD = "$(LUADIR)",
   },
 }
 test = { type = "busted" }

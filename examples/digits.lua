@@ -4,11 +4,14 @@
 --
 -- Softmax regression in plain Lua on 1,438 pictures of 8x8 pixels, 359 more (every fifth) to validate. Every step the
 -- ranks share one batch and add up their gradients with allreduce, through a backend written in Lua (backends/fp16.lua)
--- that sends half the bytes. All ranks make the same updates, so at the end they hold the same weights bit for bit: this
--- is checked.
+-- that sends half the bytes. All ranks make the same updates, so at the end they hold the same weights bit for bit, and
+-- this is checked.
 
 local here = arg and arg[0] and arg[0]:match("^(.*)/") or "."
 package.path = here .. "/backends/?.lua;" .. package.path
+-- so that plain lua5.4 finds Perigee in the source tree, built but not installed
+package.path = package.path .. (";%s/../lua/?.lua;%s/../lua/?/init.lua"):format(here, here)
+package.cpath = package.cpath .. (";%s/../build/lua/?.so"):format(here)
 local perigee = require "perigee"
 local fp16 = require "fp16"
 
