@@ -1,0 +1,183 @@
+/*
+ * What it costs to reach an override: C -> interpreter's mutex -> Lua -> completed work -> C, in a world of one rank.
+ *
+ *   cmake -S . -B build -DPERIGEE_BENCH=ON && cmake --build build && build/bench_dispatch [--csv]
+ *
+ * Every case is run REPEATS times, all cases in turn, so that a disturbance of the machine touches one sample of a case and not all; a
+ * row shows the smallest, the median and the largest of them. A call goes through perigee_group_submit and perigee_work_wait
+ * with a request made anew each time; "run" cases through perigee_group_run. Threads: wall time / all calls.
+ */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <perigee/lua.h>
+#include <perigee/perigee.h>
+
+enum {
+  REPEATS = 9,
+  CALLS = 100000,
+  THREADS_MAX = 4
+};
+
+static const char *const backends[][2] = {
+    {"done", "local B = {} function B:allreduce() return true end return B"},
+    {"pass",
+     "local B = {} function B:allreduce(t, o) return self.inner:allreduce(t, o) end return B"},
+    {"fresh", "local perigee = require 'perigee' local B = {} function B:allreduce(t, o) "
+              "return self.inner:allreduce({ t[1] }, { op = o.op, timeout = 5 }) end return B"},
+    {"mapped", "local B = {} function B:allreduce(t, o) "
+               "return self.inner:allreduce(t, o):map(function() end) end return B"},
+};
+
+typedef struct bench_case {
+  const char *name, *stack;
+  int op;
+  bool run;
+  int threads;
+  double ns[REPEATS];
+} bench_case;
+
+static bench_case cases[] = {
+    {"native, run", "native", PERIGEE_OP_ALLREDUCE, true, 1, {0}},
+    {"native, submit and wait", "native", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"not overridden, 1 layer, run", "done(native)", PERIGEE_OP_BROADCAST, true, 1, {0}},
+    {"not overridden, 3 layers, run",
+     "done(pass(fresh(native)))",
+     PERIGEE_OP_BROADCAST,
+     true,
+     1,
+     {0}},
+    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 2, {0}},
+    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 4, {0}},
+    {"override passes on", "pass(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override passes on, new tables", "fresh(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"3 layers pass on", "pass(pass(pass(native)))", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override maps the work", "mapped(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+};
+enum {
+  CASES = sizeof(cases) / sizeof(cases[0])
+};
+
+static void die(const char *what) {
+  char text[600];
+  perigee_error_format(perigee_last_error(), text, sizeof(text));
+  fprintf(stderr, "bench_dispatch: %s: %s\n", what, text);
+  exit(1);
+}
+
+static double now_ns(void) {
+  struct timespec ts;
+  clock_gettime(CLOCK_MONOTONIC, &ts);
+  return (double)ts.tv_sec * 1e9 + (double)ts.tv_nsec;
+}
+
+typedef struct job {
+  perigee_group *group;
+  const bench_case *c;
+  int calls;
+  pthread_barrier_t *start;
+} job;
+
+static void call(perigee_group *group, const bench_case *c, perigee_tensor *tensor) {
+  perigee_request req;
+  perigee_request_init(&req, c->op);
+  req.in = (perigee_tensors){&tensor, 1, 0};
+  if (c->run) {
+    if (perigee_group_run(group, &req) < 0)
+      die(c->name);
+    return;
+  }
+  perigee_work *work;
+  if (perigee_group_submit(group, &req, &work) < 0 ||
+      perigee_work_wait(work, PERIGEE_TIMEOUT_NONE) < 0)
+    die(c->name);
+  perigee_work_unref(work);
+}
+
+static void *job_main(void *arg) {
+  const job *j = arg;
+  perigee_tensor *tensor;
+  const int64_t shape[1] = {2};
+  if (perigee_tensor_create(PERIGEE_F32, 1, shape, &tensor) < 0)
+    die("tensor");
+  for (int i = 0; i < 1000; i++)
+    call(j->group, j->c, tensor);
+  pthread_barrier_wait(j->start);
+  for (int i = 0; i < j->calls; i++)
+    call(j->group, j->c, tensor);
+  pthread_barrier_wait(j->start);
+  perigee_tensor_unref(tensor);
+  return NULL;
+}
+
+static double measure(perigee_group *group, const bench_case *c) {
+  pthread_t threads[THREADS_MAX];
+  pthread_barrier_t start;
+  job j = {group, c, CALLS / c->threads, &start};
+  pthread_barrier_init(&start, NULL, (unsigned)c->threads + 1);
+  for (int t = 0; t < c->threads; t++)
+    if (pthread_create(&threads[t], NULL, job_main, &j) != 0)
+      die("thread");
+  pthread_barrier_wait(&start);
+  double started = now_ns();
+  pthread_barrier_wait(&start);
+  double ns = (now_ns() - started) / ((double)j.calls * c->threads);
+  for (int t = 0; t < c->threads; t++)
+    pthread_join(threads[t], NULL);
+  pthread_barrier_destroy(&start);
+  return ns;
+}
+
+static perigee_group *open_group(const char *stack) {
+  perigee_init_options options;
+  perigee_init_options_init(&options);
+  options.backend = stack;
+  options.rank = 0;
+  options.nranks = 1;
+  perigee_group *group;
+  if (perigee_init(&options, &group) < 0)
+    die(stack);
+  return group;
+}
+
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+int main(int argc, char **argv) {
+  bool csv = argc > 1 && strcmp(argv[1], "--csv") == 0;
+  perigee_interp *interp;
+  if (perigee_interp_create(NULL, &interp) < 0)
+    die("interpreter");
+  for (size_t i = 0; i < sizeof(backends) / sizeof(backends[0]); i++)
+    if (perigee_interp_load_backend_string(interp, backends[i][1], backends[i][0]) < 0)
+      die(backends[i][0]);
+  perigee_group *groups[CASES];
+  for (int i = 0; i < CASES; i++)
+    groups[i] = open_group(cases[i].stack);
+  for (int r = 0; r < REPEATS; r++)
+    for (int i = 0; i < CASES; i++)
+      cases[i].ns[r] = measure(groups[i], &cases[i]);
+  if (csv)
+    printf("case,stack,threads,ns_min,ns_median,ns_max\n");
+  else
+    printf("%-32s %-28s %7s %8s %8s %8s\n", "case", "stack", "threads", "min ns", "median", "max");
+  for (int i = 0; i < CASES; i++) {
+    bench_case *c = &cases[i];
+    qsort(c->ns, REPEATS, sizeof(c->ns[0]), by_value);
+    printf(csv ? "\"%s\",%s,%d,%.0f,%.0f,%.0f\n" : "%-32s %-28s %7d %8.0f %8.0f %8.0f\n", c->name,
+           c->stack, c->threads, c->ns[0], c->ns[REPEATS / 2], c->ns[REPEATS - 1]);
+  }
+  for (int i = 0; i < CASES; i++) {
+    perigee_group_close(groups[i]);
+    perigee_group_unref(groups[i]);
+  }
+  perigee_interp_destroy(&interp);
+  return 0;
+}
