@@ -13,7 +13,9 @@
  * carried out is never sent again.
  *
  * A call is begun, filled, sent, answered and ended, on one thread:
- *   perigee__call c = perigee__call_request(s, "get", code); put...; perigee__call_send(&c); read...; return perigee__call_end(&c, rc);
+ *   perigee__call c = perigee__call_request(s, "get", code);
+ *   put...; perigee__call_send(&c); read...;
+ *   return perigee__call_end(&c, rc);
  */
 #ifndef PERIGEE_STORE_TCP_CALL_H
 #define PERIGEE_STORE_TCP_CALL_H

@@ -2,7 +2,8 @@
  * Bytes to requests, pure and incremental: the same bytes give the same requests however they are cut.
  *
  * Nothing is believed before it is checked, and nothing is allocated because a peer said so: a length is held against its
- * limit when its last byte arrives, and memory grows with the bytes that really come (to at most six times of them: the worst are empty keys).
+ * limit when its last byte arrives, and memory grows with the bytes that really come (to at most six times of them; the
+ * worst are empty keys).
  */
 #ifndef PERIGEE_STORE_TCP_PARSE_H
 #define PERIGEE_STORE_TCP_PARSE_H
