@@ -182,8 +182,12 @@ static int rts_came(perigee__peer *peer, const perigee__frame *f) {
     clear_to_send(peer, wanted ? xfer : NULL, f->id);
     return 0;
   }
-  if (perigee__group_is_past(peer->mesh, f->group))
-    return 0; /* its sender has been told that we left */
+  if (perigee__group_is_past(peer->mesh, f->group)) {
+    /* Its sender was not connected when we left, or the news is on its way. */
+    const perigee__frame left = {.type = PERIGEE_FRAME_GROUP_CLOSED, .group = f->group};
+    perigee__channel_queue(peer, &left, NULL, 0, NULL, NULL);
+    return 0;
+  }
   return keep(peer, f) != NULL ? 0 : protocol_error(peer, "no memory for what it announced");
 }
 

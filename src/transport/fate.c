@@ -71,6 +71,7 @@ int perigee__fate_error(perigee__fate *fate, int op, uint64_t seq, bool pending,
   case PERIGEE_EMISMATCH:
   case PERIGEE_ETIMEDOUT:
   case PERIGEE_ETRUNC:
+  case PERIGEE_ESHAPE:
     /* Consequences are not shown as causes: only the operation it happened to has timed out or differs, also on a rank that
      * comes to it when it is over. */
     keeps_code = cause->seq != 0 && seq != 0 ? cause->seq == seq : pending;

@@ -62,8 +62,8 @@ static inline bool perigee__fate_failed(const perigee__fate *fate) {
 bool perigee__fate_fail(perigee__fate *fate, const perigee_error *error);
 
 /**
- * The error an operation gets from a failed fate, into *error. EPEERDEAD and ECLOSED stay themselves. EMISMATCH, ETIMEDOUT and ETRUNC
- * stay for the operation they happened to (same seq; pending when one has no number), every other code for a pending one. Else EABORTED
+ * The error an operation gets from a failed fate, into *error. EPEERDEAD and ECLOSED stay themselves. EMISMATCH, ETIMEDOUT, ETRUNC and
+ * ESHAPE stay for the operation they happened to (same seq; pending when one has no number), every other code for a pending one. Else EABORTED
  * with the cause in the message. op, seq: of the operation asking. Returns the code.
  */
 int perigee__fate_error(perigee__fate *fate, int op, uint64_t seq, bool pending,

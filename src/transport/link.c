@@ -1,12 +1,14 @@
 /*
  * TCP links: listener, dialling, handshake, and the stream over a socket.
  *
- * The dialler writes a hello (HELLO_BYTES) and waits for one byte: 'A' accepted, 'N' not now. When two ranks dial each other at once,
- * the link dialled by the lower rank stays: the lower one answers 'N', the higher one gives its own up when the other's
- * arrives. Nothing is lost, because nothing is sent before 'A'.
+ * The dialler writes a hello (magic 8, nonce 8, rank 4, size 4, zero 8; big endian) and waits for one byte: 'A' accepted, 'N' not
+ * now. When two ranks dial each other at once, the link dialled by the lower rank stays: the lower one answers 'N', the higher one
+ * gives its own up when the other's arrives. Nothing is lost, because nothing is sent before 'A'. A connection that ends in the
+ * handshake is dialled again on the next sweep, a few times.
  * A stranger gets STRANGER_NS to send the right bytes, costs one slot of STRANGERS_MAX and no other memory, and is closed without a word.
  */
 #include <arpa/inet.h>
+#include <endian.h>
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -237,9 +239,10 @@ void perigee__link_drop(perigee__peer *peer) {
 static void put_hello(const perigee__mesh *mesh, const perigee__peer *peer,
                       uint8_t out[HELLO_BYTES]) {
   uint32_t rank = htonl((uint32_t)mesh->rank), size = htonl((uint32_t)mesh->nranks);
+  uint64_t nonce = htobe64(peer->nonce);
   memset(out, 0, HELLO_BYTES);
   memcpy(out, hello_magic, sizeof(hello_magic));
-  memcpy(out + 8, &peer->nonce, 8); /* shows that the dialler has read the store */
+  memcpy(out + 8, &nonce, 8); /* shows that the dialler has read the store */
   memcpy(out + 16, &rank, 4);
   memcpy(out + 20, &size, 4);
 }
@@ -344,6 +347,7 @@ static void stranger_known(perigee__link *link) {
   memcpy(&size, link->hello + 20, 4);
   rank = ntohl(rank);
   size = ntohl(size);
+  nonce = be64toh(nonce);
   if (memcmp(link->hello, hello_magic, sizeof(hello_magic)) != 0 || nonce != mesh->nonce ||
       size != (uint32_t)mesh->nranks || rank >= size || rank == (uint32_t)mesh->rank) {
     link_close(link);
@@ -421,11 +425,12 @@ static void sweep_peer(perigee__peer *peer, int64_t now) {
   const perigee__link *link = peer->link;
   if (link != NULL && link->state != LINK_UP && now >= link->deadline_ns)
     perigee__peer_lost(peer, "it does not answer");
-  if (peer->ended_ns != 0 && now - peer->ended_ns >= PERIGEE_END_MS * PERIGEE_NS_PER_MS) {
+  uint64_t limit_ms = peer->leaving ? PERIGEE_LEAVE_MS : PERIGEE_END_MS;
+  if (peer->ended_ns != 0 && now - peer->ended_ns >= (int64_t)limit_ms * PERIGEE_NS_PER_MS) {
     if (!perigee__channel_pump(peer))
       perigee__peer_lost(peer, "its process ended");
     peer->ended_ns = now;
-    perigee__link_sweep_in(peer->mesh, PERIGEE_END_MS);
+    perigee__link_sweep_in(peer->mesh, limit_ms);
   }
   if (peer->redial) {
     peer->redial = false;

@@ -114,7 +114,7 @@ static void ended(perigee__peer *peer) {
   peer->ended_ns = perigee__now_ns();
   perigee__channel_drain(peer);
   if (perigee__link_is_up(peer))
-    perigee__link_sweep_in(peer->mesh, PERIGEE_END_MS);
+    perigee__link_sweep_in(peer->mesh, peer->leaving ? PERIGEE_LEAVE_MS : PERIGEE_END_MS);
   else
     perigee__peer_lost(peer, "its process ended");
 }

@@ -55,7 +55,8 @@ typedef struct perigee__out {
 
 enum {
   PERIGEE_STAGE_BYTES = 64 << 10,
-  PERIGEE_END_MS = 50 /* from the end of a process to that of its TCP stream */
+  PERIGEE_END_MS = 50,   /* from the end of a process to that of its TCP stream ... */
+  PERIGEE_LEAVE_MS = 500 /* ... when it has said goodbye */
 };
 
 /** The framing towards one peer. */

@@ -8,6 +8,7 @@
 #include "transport/mesh_testing.h"
 /* the above first: cmocka needs what it includes */
 #include <arpa/inet.h>
+#include <endian.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -42,6 +43,7 @@ static inline void raw_hello(uint8_t out[32], uint64_t nonce, int rank, int size
   uint32_t numbers[2] = {htonl((uint32_t)rank), htonl((uint32_t)size)};
   memset(out, 0, 32);
   memcpy(out, "Perigee1", 8);
+  nonce = htobe64(nonce);
   memcpy(out + 8, &nonce, 8);
   memcpy(out + 16, numbers, 8);
 }
@@ -209,6 +211,9 @@ static inline void raw_still_works(raw_peer *raw) {
   CHECK(frame.tag == 0xfeed && frame.length == sizeof(back));
   raw_read(raw, back, sizeof(back));
   CHECK(memcmp(there, back, sizeof(there)) == 0);
+  frame =
+      (perigee__frame){.type = PERIGEE_FRAME_CREDIT, .credit = sizeof(back) + PERIGEE_FRAME_SIZE};
+  raw_send(raw, &frame);
 }
 
 typedef void (*raw_fn)(raw_peer *raw);

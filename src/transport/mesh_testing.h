@@ -248,17 +248,36 @@ static inline int recv_filled(member *m, int peer, uint64_t tag, size_t size) {
   return source;
 }
 
-/* All ranks have come here. */
-static inline void meet(member *m, uint64_t tag) {
-  for (int step = 1; step < m->n; step *= 2) {
-    perigee__xfer out = {0}, in = {0};
-    uint64_t t = UINT64_C(0xbabe000000000000) + tag * 16 + (uint64_t)step;
-    perigee__mesh_recv(m->mesh, &m->fate, (m->me + m->n - step) % m->n, key_of_tag(t), NULL, 0, 0,
-                       &in);
-    perigee__mesh_send(m->mesh, &m->fate, (m->me + step) % m->n, key_of_tag(t), NULL, 0, 0, &out);
-    perigee__xfer *both[2] = {&in, &out};
+/* The first n ranks have come here. */
+static inline void meet_first(member *m, int n, uint64_t tag) {
+  for (int step = 1; step < n; step *= 2) {
+    perigee__xfer out = {0}, in = {0}, *both[2] = {&in, &out};
+    const perigee__key key = key_of_tag(UINT64_C(0xbabe000000000000) + tag * 16 + (uint64_t)step);
+    perigee__mesh_recv(m->mesh, &m->fate, (m->me + n - step) % n, key, NULL, 0, 0, &in);
+    perigee__mesh_send(m->mesh, &m->fate, (m->me + step) % n, key, NULL, 0, 0, &out);
     CHECK_OK(perigee__mesh_wait(m->mesh, both, 2, &m->fate, patience()));
     CHECK(in.status == 0 && out.status == 0);
+  }
+}
+
+/* All ranks have come here. */
+static inline void meet(member *m, uint64_t tag) { meet_first(m, m->n, tag); }
+
+/*
+ * All others have come here when rank `who` returns, and do not use the group any more: it may fail it. Without the group, whose failing would
+ * end this too.
+ */
+static inline void gather_at(member *m, int who) {
+  perigee__xfer x = {0}, *list = &x;
+  for (int r = 0; r < m->n; r++) {
+    if (m->me == who && r != who)
+      perigee__mesh_recv(m->mesh, NULL, r, key_of_tag(UINT64_C(0xdada)), NULL, 0, 0, &x);
+    else if (m->me != who && r == who)
+      perigee__mesh_send(m->mesh, NULL, who, key_of_tag(UINT64_C(0xdada)), NULL, 0, 0, &x);
+    else
+      continue;
+    CHECK_OK(perigee__mesh_wait(m->mesh, &list, 1, NULL, patience()));
+    CHECK(x.status == 0);
   }
 }
 
@@ -280,6 +299,8 @@ static inline int run_all(const char *name, const struct CMUnitTest *tests, size
   memcpy(with_alarm, tests, n * sizeof(*tests));
   for (size_t i = 0; i < n; i++)
     with_alarm[i].setup_func = begin_test;
+  if (getenv("PERIGEE_TEST") != NULL) /* only those that match, '*' and '?' stand for any */
+    cmocka_set_test_filter(getenv("PERIGEE_TEST"));
   int failed = _cmocka_run_group_tests(name, with_alarm, n, NULL, NULL);
   free(with_alarm);
   return failed;

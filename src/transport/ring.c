@@ -5,6 +5,11 @@
 
 #include "transport/memfd.h"
 
+enum {
+  PART = PERIGEE_RING_BYTES / 8,
+  TURN = PERIGEE_RING_BYTES * 4 /* of one call, so that other peers and threads get theirs */
+};
+
 size_t perigee__ring_pair_bytes(void) {
   size_t page = 4096;
   return (2 * sizeof(perigee__ring) + page - 1) / page * page;
@@ -20,52 +25,83 @@ static void wake_if_armed(perigee__ring_stream *rs, _Atomic uint32_t *armed) {
     rs->kick(rs->kick_arg);
 }
 
-static size_t put(perigee__ring *ring, uint64_t at, const uint8_t *src, size_t n) {
+static void put(perigee__ring *ring, uint64_t at, const uint8_t *src, size_t n) {
   size_t offset = (size_t)(at % PERIGEE_RING_BYTES);
   size_t first = PERIGEE_RING_BYTES - offset < n ? PERIGEE_RING_BYTES - offset : n;
   memcpy(ring->data + offset, src, first);
   memcpy(ring->data, src + first, n - first);
-  return n;
 }
 
+static void get(const perigee__ring *ring, uint64_t at, uint8_t *dest, size_t n) {
+  size_t offset = (size_t)(at % PERIGEE_RING_BYTES);
+  size_t first = PERIGEE_RING_BYTES - offset < n ? PERIGEE_RING_BYTES - offset : n;
+  memcpy(dest, ring->data + offset, first);
+  memcpy(dest + first, ring->data, n - first);
+}
+
+/* What has been copied since the last time belongs to the reader. */
+static void publish(perigee__ring_stream *rs, uint64_t head) {
+  rs->out_head = head;
+  atomic_store(&rs->out->head, head); /* acquired in ring_read */
+  wake_if_armed(rs, &rs->out->reader_armed);
+}
+
+/* Large pieces are handed over in parts, so that both sides copy at the same time. */
 static ssize_t ring_writev(perigee__stream *stream, const struct iovec *iov, int n) {
   perigee__ring_stream *rs = of(stream);
-  /* acquire: the reader is done with the bytes we are about to overwrite */
-  uint64_t used = rs->out_head - atomic_load_explicit(&rs->out->tail, memory_order_acquire);
-  if (used > PERIGEE_RING_BYTES)
-    return -EPROTO;
-  size_t room = PERIGEE_RING_BYTES - (size_t)used, written = 0;
-  for (int i = 0; i < n && room > 0; i++) {
-    size_t take = iov[i].iov_len < room ? iov[i].iov_len : room;
-    put(rs->out, rs->out_head + written, iov[i].iov_base, take);
-    written += take;
-    room -= take;
+  uint64_t begin = rs->out_head, head = begin;
+  for (int i = 0; i < n; i++) {
+    const uint8_t *src = iov[i].iov_base;
+    for (size_t left = iov[i].iov_len; left > 0;) {
+      size_t take = left < PART ? left : PART,
+             room = PERIGEE_RING_BYTES - (size_t)(head - rs->seen_tail);
+      if (room < take) {
+        /* acquire: the reader is done with the bytes we are about to overwrite */
+        rs->seen_tail = atomic_load_explicit(&rs->out->tail, memory_order_acquire);
+        if (head - rs->seen_tail > PERIGEE_RING_BYTES)
+          return -EPROTO;
+        room = PERIGEE_RING_BYTES - (size_t)(head - rs->seen_tail);
+        take = take < room ? take : room;
+      }
+      if (take == 0 || head - begin >= TURN)
+        goto full;
+      put(rs->out, head, src, take);
+      head += take;
+      src += take;
+      left -= take;
+      if (head - rs->out_head >= PART)
+        publish(rs, head);
+    }
   }
-  if (written == 0)
-    return -EAGAIN;
-  rs->out_head += written;
-  atomic_store(&rs->out->head, rs->out_head); /* acquired in ring_read */
-  wake_if_armed(rs, &rs->out->reader_armed);
-  return (ssize_t)written;
+full:
+  if (head != rs->out_head)
+    publish(rs, head);
+  return head != begin ? (ssize_t)(head - begin) : -EAGAIN;
 }
 
 static ssize_t ring_read(perigee__stream *stream, void *buf, size_t size) {
   perigee__ring_stream *rs = of(stream);
-  /* acquire: the bytes are there */
-  uint64_t there = atomic_load_explicit(&rs->in->head, memory_order_acquire) - rs->in_tail;
-  if (there == 0)
-    return -EAGAIN;
-  if (there > PERIGEE_RING_BYTES)
-    return -EPROTO;
-  size_t n = size < there ? size : (size_t)there;
-  size_t offset = (size_t)(rs->in_tail % PERIGEE_RING_BYTES);
-  size_t first = PERIGEE_RING_BYTES - offset < n ? PERIGEE_RING_BYTES - offset : n;
-  memcpy(buf, rs->in->data + offset, first);
-  memcpy((uint8_t *)buf + first, rs->in->data, n - first);
-  rs->in_tail += n;
-  atomic_store(&rs->in->tail, rs->in_tail); /* acquired in ring_writev */
-  wake_if_armed(rs, &rs->in->writer_armed);
-  return (ssize_t)n;
+  uint8_t *dest = buf;
+  size_t done = 0;
+  while (done < size && done < TURN) {
+    size_t take = size - done < PART ? size - done : PART;
+    if (rs->seen_head - rs->in_tail < take) {
+      /* acquire: the bytes are there */
+      rs->seen_head = atomic_load_explicit(&rs->in->head, memory_order_acquire);
+      uint64_t there = rs->seen_head - rs->in_tail;
+      if (there > PERIGEE_RING_BYTES)
+        return -EPROTO;
+      if (there == 0)
+        break;
+      take = take < there ? take : (size_t)there;
+    }
+    get(rs->in, rs->in_tail, dest + done, take);
+    done += take;
+    rs->in_tail += take;
+    atomic_store(&rs->in->tail, rs->in_tail); /* acquired in ring_writev */
+    wake_if_armed(rs, &rs->in->writer_armed);
+  }
+  return done > 0 ? (ssize_t)done : -EAGAIN;
 }
 
 static void ring_want_write(perigee__stream *stream, bool on) { of(stream)->stuck = on; }

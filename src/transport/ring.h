@@ -36,8 +36,10 @@ typedef struct perigee__ring_stream {
   perigee__ring *out, *in; /* both in one mapping */
   void *base;
   uint64_t out_head, in_tail; /* own positions: never read back from shared memory */
-  bool stuck;                 /* writev found no room and the mesh wants to know */
-  void (*kick)(void *arg);    /* wake the peer */
+  uint64_t seen_tail,
+      seen_head;           /* the other side's, when we looked last: looking costs a cache miss */
+  bool stuck;              /* writev found no room and the mesh wants to know */
+  void (*kick)(void *arg); /* wake the peer */
   void *kick_arg;
 } perigee__ring_stream;
 

@@ -17,10 +17,14 @@
 #include "transport/mesh_impl.h"
 
 enum {
-  SLICE_NS = 100000000,
   YIELDS = 20,
   LOOP_EVERY = 32
 };
+#ifdef PERIGEE_HOSTILE
+#define SLICE_NS (60 * PERIGEE_NS_PER_SEC) /* so that a lost wake-up shows */
+#else
+#define SLICE_NS (100 * PERIGEE_NS_PER_MS)
+#endif
 
 static _Thread_local int waiting_for_word;
 
