@@ -109,6 +109,7 @@ for _, transport in ipairs { "shm", "tcp" } do
       } do
         local seen, run = faults(transport, 3, ([[
           world:barrier()
+          os.execute "sleep 0.1" -- news of a failure may overtake the end of an operation before it
           attempt(function() if rank == 1 then %s else %s end end)
         ]]):format(pair[1], pair[2]))
         for r = 0, 2 do

@@ -26,7 +26,8 @@
  *   rank runs ahead (it cannot pass a meeting that the slow one has not arrived at).
  *
  * Mode, the same on all ranks, decided by member 0: SPIN when all local ranks of the world have a core, else PARK.
- *   SPIN: a rank arrives by publishing its own line and polls the lines of the others (bare, then with PAUSE, then asleep).
+ *   SPIN: a rank arrives by publishing its own line and polls the lines of the others: bare, with PAUSE, with yields
+ *   between (somebody else's process may have put two ranks on one core), then it sleeps.
  *   PARK: arriving is one increment of a shared counter; the last to arrive compares the fingerprints, runs the combine step (if
  *   any), publishes the release line and wakes all that sleep in one futex call; the others yield a few times, then sleep.
  *   PERIGEE_WAIT=spin|park|adaptive overrides.

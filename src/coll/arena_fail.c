@@ -14,6 +14,8 @@
 #include "base/clock.h"
 #include "coll/fingerprint.h"
 
+#define NEWS_NS (100 * PERIGEE_NS_PER_MS)
+
 void perigee__arena_error(perigee__arena *a, int code, const char *fmt, ...) {
   perigee_error *error = a->error;
   perigee__error_init(error);
@@ -71,8 +73,17 @@ perigee__arena_reason perigee__arena_look(const perigee__arena *a) {
   return perigee__passed(a->call->deadline_ns) ? PERIGEE_ARENA_LATE : PERIGEE_ARENA_GO_ON;
 }
 
+/* A rank that aborts and leaves is seen to have left at once, and the abort, a message, later: wait for the cause a little. */
+static bool news_came(perigee__arena *a) {
+  if (a->mesh != NULL)
+    (void)!perigee__mesh_wait_any(a->mesh, NULL, 0, a->fate, perigee__deadline_in(NEWS_NS));
+  return perigee__fate_failed(a->fate);
+}
+
 static int give_up_closed(perigee__arena *a) {
   int closed = -1;
+  if (news_came(a))
+    return perigee__fate_error(a->fate, a->call->op, a->call->shown_seq, true, a->error);
   perigee__arena_error(a, PERIGEE_EPEERCLOSED, "%s", "");
   for (int r = 0; r < a->n; r++)
     if (atomic_load_explicit(&a->status[r].closed, memory_order_acquire) != 0 && !arrived(a, r)) {

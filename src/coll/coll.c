@@ -82,9 +82,10 @@ static int self_reduce(const perigee__coll_call *call, const void *in, size_t co
 }
 
 static int self_copy(void *to, size_t room, const void *from, size_t bytes) {
-  if (bytes > room)
-    return perigee__fail(PERIGEE_ETRUNC, "rank 0 has %zu bytes for rank 0, which has room for %zu",
-                         bytes, room);
+  if (bytes != room)
+    return perigee__fail(bytes > room ? PERIGEE_ETRUNC : PERIGEE_ESHAPE,
+                         "rank 0 has %zu bytes for rank 0, which %s %zu", bytes,
+                         bytes > room ? "has room for" : "expects", room);
   if (bytes > 0 && to != from)
     memcpy(to, from, bytes);
   return 0;

@@ -24,7 +24,7 @@ typedef enum perigee__coll_kind {
   PERIGEE_COLL_ALLREDUCE, /* in, out, count */
   PERIGEE_COLL_BROADCAST, /* out (root: source as well), bytes */
   PERIGEE_COLL_REDUCE,    /* in, out (root only), count, root */
-  PERIGEE_COLL_ALLGATHER, /* in, in_bytes; out_blocks[n]. Sizes may differ by rank; block r has what rank r sends */
+  PERIGEE_COLL_ALLGATHER, /* in, in_bytes; out_blocks[n]. Sizes may differ by rank; block r is exactly what rank r sends */
   PERIGEE_COLL_GATHER,  /* in, in_bytes; out_blocks[n] on root */
   PERIGEE_COLL_SCATTER, /* in_blocks[n] on root; out, out_bytes */
   PERIGEE_COLL_REDUCE_SCATTER, /* in_blocks[n] of counts[r] elements each (same on all ranks); out: own block */
@@ -79,8 +79,10 @@ const char *perigee__coll_transport(const perigee__coll *coll);
 
 /**
  * Run one collective to its end. Returns 0 or the code, with *error_p filled (op, seq, group, rank, culprits).
- * Errors that leave ranks at different points (ETIMEDOUT, EMISMATCH, ETRUNC, EPEER*) fail the group's fate first, on all ranks.
- * ETRUNC: an allgather, gather, scatter or alltoall block did not fit the room announced for it (sizes are compared before data is written past it).
+ * Errors that leave ranks at different points (ETIMEDOUT, EMISMATCH, ETRUNC, ESHAPE, EPEER*) fail the group's fate first, on all ranks.
+ * ETRUNC, ESHAPE: an allgather, gather, scatter or alltoall block is longer, is shorter than its receiver's room; it must be exactly as long.
+ * All ranks name the same block: the first that does not fit, by sender, then receiver. Nothing is written past a room; what is
+ * in the rooms is undefined then.
  */
 PERIGEE_MUST_CHECK int perigee__coll_run(perigee__coll *coll, const perigee__coll_call *call,
                                          perigee_error *error_p);

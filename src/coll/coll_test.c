@@ -133,6 +133,18 @@ static void errors_of_one(void **state) {
   assert_string_equal(error.group, "solo");
   assert_int_equal(error.seq, 1);
   assert_string_equal(out, "xyz");
+  call.in_bytes = 2;
+  assert_int_equal(perigee__coll_run(a.coll, &call, &error), PERIGEE_ESHAPE);
+  assert_string_equal(error.message, "rank 0 has 2 bytes for rank 0, which expects 3");
+  assert_string_equal(out, "xyz");
+  call.kind = PERIGEE_COLL_SCATTER;
+  call.in_blocks = &room;
+  call.out = in;
+  call.out_bytes = 4;
+  assert_int_equal(perigee__coll_run(a.coll, &call, &error), PERIGEE_ESHAPE);
+  call.out_bytes = 3;
+  assert_int_equal(perigee__coll_run(a.coll, &call, &error), 0);
+  assert_memory_equal(in, "xyzd", 4);
   call.kind = PERIGEE_COLL_ALLREDUCE;
   call.dtype = PERIGEE_F32;
   call.redop = PERIGEE_REDOP_BAND;

@@ -16,7 +16,7 @@
  *       the same, where every rank has a block that is not empty; otherwise a whole roll call.
  *
  * A mismatch fails the group from the rank that hears it in round 0; the others are told by the mesh within a message's
- * time, whatever they wait for. A block that is too long for its room: net_exchange.c, net_allgather.c.
+ * time, whatever they wait for. A block that does not fit its room: net_sizes.c.
  */
 #include "coll/net.h"
 
@@ -28,7 +28,7 @@
 #include "coll/net_call.h"
 
 int perigee__net_barrier(perigee__net *net) {
-  PERIGEE_TRY(perigee__roll_start(net, PERIGEE_NET_STEP_ROLL));
+  PERIGEE_TRY(perigee__roll_start(net));
   return perigee__net_finish(net);
 }
 

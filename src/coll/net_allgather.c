@@ -1,18 +1,14 @@
 /*
  * Allgather of blocks whose sizes may differ from rank to rank.
  *
- * A roll call tells everyone the size of every block; each block then travels as the rules say for its size (select.h), which all ranks
- * know alike:
+ * A roll call tells everyone that every block is exactly as long as each rank's room for it; each block then travels as the rules say for its
+ * size (select.h), which all ranks know alike from their rooms:
  *   bruck    in its owner's note, with the roll call
- *   direct   from its owner to every rank, one message each. The owner does not wait for the roll call, nor does a receiver
- *            whose room says that the block will come this way.
+ *   direct   from its owner to every rank, one message each; nobody waits for the roll call to send or receive
  *   ring     from rank to right neighbour, n-1 hops, each into place and on from there
  * note := u64 bytes, u64 checksum of the sender's rooms, [ data ]
  *
- * Sizes. A rank that has too little room for a block knows it when the roll call is over, before the data came where it
- * could not be, and fails the group with ETRUNC. The checksums tell whether all ranks' rooms are equal to the blocks. If not,
- * a second roll call keeps all ranks until every one has found its rooms large enough. A block shorter than its room leaves the
- * rest as it was.
+ * Sizes. The notes show alike to all ranks whether all rooms are equal to the blocks; if not, net_sizes.c.
  *
  * Cost: roll call, and sum(S) - S_own bytes received by each rank, whichever way; messages per rank: bruck 0, direct n-1 in one
  * step, ring n-1 in n-1 steps to one peer.
@@ -32,20 +28,23 @@ enum {
   NOTE_WORDS,
   NOTE_HEAD = 8 * NOTE_WORDS
 };
-/* Room for notes of blocks up to here is made whatever this rank's own rooms are, so that a block that is too long
- * for its room is found by its size and not by a roll call that does not fit. */
-enum {
-  NOTE_ROOM_MIN = 16384
-};
+/* Longer blocks go direct even where the rules say bruck: a rank makes room for the notes without knowing the others' blocks,
+ * and no note that can come may be too long for it. */
+#define NOTE_MAX ((size_t)65536)
 
 typedef struct state {
   perigee__net *net;
   perigee__msg *recvs, *sends; /* n each */
-  size_t *sizes;               /* n: blocks, when the roll call is over */
 } state;
 
 static perigee__algo way_of(const state *s, size_t bytes) {
-  return perigee__select_algo(s->net->tuning, PERIGEE_COLL_ALLGATHER, s->net->n, bytes);
+  perigee__algo algo =
+      perigee__select_algo(s->net->tuning, PERIGEE_COLL_ALLGATHER, s->net->n, bytes);
+  return algo == PERIGEE_ALGO_BRUCK && bytes > NOTE_MAX ? PERIGEE_ALGO_DIRECT : algo;
+}
+
+static size_t block_bytes(const state *s, int owner) {
+  return s->net->call->out_blocks[owner].bytes;
 }
 
 static uint64_t block_hash(int rank, size_t bytes) {
@@ -57,85 +56,62 @@ static int start_roll(state *s) {
   const perigee__coll_call *call = net->call;
   size_t inlined = way_of(s, call->in_bytes) == PERIGEE_ALGO_BRUCK ? call->in_bytes : 0;
   size_t limit = perigee__select_limit(net->tuning, call->kind, net->n, PERIGEE_ALGO_BRUCK);
-  size_t room = 0;
+  size_t room = NOTE_HEAD + (limit < NOTE_MAX ? limit : NOTE_MAX);
   uint64_t words[NOTE_WORDS] = {call->in_bytes, 0};
-  for (int r = 0; r < net->n; r++) {
-    size_t block = call->out_blocks[r].bytes;
-    words[NOTE_ROOMS] += block_hash(r, block);
-    room += NOTE_HEAD + (limit <= NOTE_ROOM_MIN || limit < block ? limit : block);
-  }
+  for (int r = 0; r < net->n; r++)
+    words[NOTE_ROOMS] += block_hash(r, block_bytes(s, r));
   unsigned char *note = perigee__net_buffer(net, 1, NOTE_HEAD + inlined);
   if (note == NULL)
     return net->error->code;
   memcpy(note, words, NOTE_HEAD);
   if (inlined > 0)
     memcpy(note + NOTE_HEAD, call->in, inlined);
-  return perigee__roll_start_notes(net, note, NOTE_HEAD + inlined, room, NULL);
+  return perigee__roll_start_notes(net, note, NOTE_HEAD + inlined, (size_t)net->n * room, NULL);
 }
 
-/* Sizes from the notes, blocks from those that have them. *exact_p: everyone's rooms are exactly the blocks. */
-static int read_notes(state *s, bool *exact_p) {
-  perigee__net *net = s->net;
-  uint64_t sum = 0;
+static int compare_sizes(perigee__net *net) {
+  uint64_t blocks = 0, words[NOTE_WORDS];
+  size_t bytes;
   for (int r = 0; r < net->n; r++) {
-    uint64_t words[NOTE_WORDS];
-    size_t bytes;
     const unsigned char *note = perigee__roll_note(net, r, &bytes);
     if (bytes < NOTE_HEAD)
       return perigee__net_blame_proto(net, r);
     memcpy(words, note, NOTE_HEAD);
-    size_t size = (size_t)words[NOTE_BYTES];
-    const perigee__block *room = &net->call->out_blocks[r];
-    if (size > room->bytes)
-      return perigee__net_blame_room(net, r, size, net->me, room->bytes);
+    blocks += block_hash(r, (size_t)words[NOTE_BYTES]);
+  }
+  for (int r = 0; r < net->n; r++) {
+    memcpy(words, perigee__roll_note(net, r, &bytes), NOTE_HEAD);
+    if (words[NOTE_ROOMS] != blocks)
+      return perigee__net_blame_sizes(net);
+  }
+  return 0;
+}
+
+/* Blocks from the notes that have them. */
+static int take_notes(state *s) {
+  perigee__net *net = s->net;
+  for (int r = 0; r < net->n; r++) {
+    size_t bytes, size = block_bytes(s, r);
+    const unsigned char *note = perigee__roll_note(net, r, &bytes);
     bool here = way_of(s, size) == PERIGEE_ALGO_BRUCK;
     if (bytes - NOTE_HEAD != (here ? size : 0))
       return perigee__net_blame_proto(net, r);
     if (here && r != net->me && size > 0)
-      memcpy(room->ptr, note + NOTE_HEAD, size);
-    s->sizes[r] = size;
-    sum += block_hash(r, size);
-  }
-  *exact_p = true;
-  for (int r = 0; r < net->n; r++) {
-    size_t bytes;
-    uint64_t rooms;
-    memcpy(&rooms, (const unsigned char *)perigee__roll_note(net, r, &bytes) + 8 * NOTE_ROOMS, 8);
-    if (rooms != sum)
-      *exact_p = false;
+      memcpy(net->call->out_blocks[r].ptr, note + NOTE_HEAD, size);
   }
   return 0;
 }
 
 /* ---- direct ------------------------------------------------------------------------------------ */
 
-static void recv_direct(state *s, int owner) {
-  const perigee__block *room = &s->net->call->out_blocks[owner];
-  perigee__net_recv(s->net, &s->recvs[owner], owner, STEP_DIRECT, room->ptr, room->bytes);
-}
-
-static void guess_direct(state *s) {
+static void recv_direct(state *s) {
   perigee__net *net = s->net;
   for (int i = 1; i < net->n; i++) {
     int owner = (net->me - i + net->n) % net->n;
-    if (way_of(s, net->call->out_blocks[owner].bytes) == PERIGEE_ALGO_DIRECT)
-      recv_direct(s, owner);
-  }
-}
-
-/* Put right what the rooms made this rank expect. */
-static void correct_direct(state *s) {
-  for (int r = 0; r < s->net->n; r++) {
-    bool direct = way_of(s, s->sizes[r]) == PERIGEE_ALGO_DIRECT;
-    bool posted = s->recvs[r].xfer.key.kind != 0;
-    if (r == s->net->me || direct == posted)
-      continue;
-    if (direct) {
-      recv_direct(s, r);
-    } else {
-      perigee__net_cancel(s->net, &s->recvs[r]);
-      memset(&s->recvs[r], 0, sizeof(s->recvs[r]));
-    }
+    size_t bytes = block_bytes(s, owner);
+    if (way_of(s, bytes) == PERIGEE_ALGO_DIRECT)
+      perigee__net_recv(net, &s->recvs[owner], owner, STEP_DIRECT, net->call->out_blocks[owner].ptr,
+                        bytes);
   }
 }
 
@@ -153,7 +129,7 @@ static void send_direct(state *s) {
 /* ---- ring -------------------------------------------------------------------------------------- */
 
 static bool rings(const state *s, int owner) {
-  return way_of(s, s->sizes[owner]) == PERIGEE_ALGO_RING;
+  return way_of(s, block_bytes(s, owner)) == PERIGEE_ALGO_RING;
 }
 
 /* Pass on every block but those that the right neighbour owns. sends[owner] carries the owner's block. */
@@ -161,7 +137,7 @@ static void send_right(state *s, int owner, const void *data) {
   perigee__net *net = s->net;
   int right = (net->me + 1) % net->n;
   if (owner != right)
-    perigee__net_send(net, &s->sends[owner], right, STEP_RING + owner, data, s->sizes[owner]);
+    perigee__net_send(net, &s->sends[owner], right, STEP_RING + owner, data, block_bytes(s, owner));
 }
 
 static int run_ring(state *s) {
@@ -172,7 +148,7 @@ static int run_ring(state *s) {
     int owner = (net->me - i + net->n) % net->n;
     if (rings(s, owner))
       perigee__net_recv(net, &s->recvs[owner], left, STEP_RING + owner, call->out_blocks[owner].ptr,
-                        s->sizes[owner]);
+                        block_bytes(s, owner));
   }
   if (rings(s, net->me))
     send_right(s, net->me, call->in);
@@ -188,36 +164,29 @@ static int run_ring(state *s) {
 
 /* ---- entry ------------------------------------------------------------------------------------- */
 
-static int copy_own(perigee__net *net) {
+static void copy_own(const perigee__net *net) {
   const perigee__coll_call *call = net->call;
-  const perigee__block *own = &call->out_blocks[net->me];
-  if (call->in_bytes > own->bytes)
-    return perigee__net_blame_room(net, net->me, call->in_bytes, net->me, own->bytes);
-  if (call->in_bytes > 0 && call->in != own->ptr)
-    memcpy(own->ptr, call->in, call->in_bytes);
-  return 0;
+  void *own = call->out_blocks[net->me].ptr;
+  if (call->in_bytes > 0 && call->in != own)
+    memcpy(own, call->in, call->in_bytes);
 }
 
 int perigee__net_allgather(perigee__net *net) {
   size_t n = (size_t)net->n;
-  bool exact = false;
   state s = {.net = net};
   s.recvs = perigee__net_msgs(net, 2 * n);
-  s.sizes = perigee__net_alloc(net, n, sizeof(*s.sizes));
-  if (s.recvs == NULL || s.sizes == NULL)
+  if (s.recvs == NULL)
     return net->error->code;
   s.sends = s.recvs + n;
-  guess_direct(&s);
+  net->comparing = true;
+  recv_direct(&s);
   PERIGEE_TRY(start_roll(&s));
   send_direct(&s);
   PERIGEE_TRY(perigee__roll_wait(net));
-  PERIGEE_TRY(read_notes(&s, &exact));
-  PERIGEE_TRY(copy_own(net));
-  correct_direct(&s);
+  PERIGEE_TRY(compare_sizes(net));
+  net->comparing = false;
+  PERIGEE_TRY(take_notes(&s));
+  copy_own(net);
   PERIGEE_TRY(run_ring(&s));
-  PERIGEE_TRY(perigee__net_finish(net));
-  if (exact)
-    return 0;
-  PERIGEE_TRY(perigee__roll_start(net, PERIGEE_NET_STEP_CONFIRM));
   return perigee__net_finish(net);
 }

@@ -32,9 +32,10 @@ int perigee__net_blame_memory(perigee__net *net, size_t bytes) {
 }
 
 int perigee__net_blame_room(perigee__net *net, int from, size_t bytes, int to, size_t room) {
-  perigee__error_set(net->error, PERIGEE_ETRUNC,
-                     "rank %d has %zu bytes for rank %d, which has room for %zu", from, bytes, to,
-                     room);
+  bool longer = bytes > room;
+  perigee__error_set(net->error, longer ? PERIGEE_ETRUNC : PERIGEE_ESHAPE,
+                     "rank %d has %zu bytes for rank %d, which %s %zu", from, bytes, to,
+                     longer ? "has room for" : "expects", room);
   perigee__error_add_rank(net->error, from);
   perigee__error_add_rank(net->error, to);
   return close_error(net);
@@ -77,7 +78,7 @@ int perigee__net_blame_msg(perigee__net *net, const perigee__msg *msg) {
   if (perigee__fate_failed(net->fate))
     return perigee__net_blame_fate(net);
   if (xfer->status == PERIGEE_ETRUNC && !xfer->is_send)
-    return perigee__net_blame_room(net, peer, xfer->received, net->me, xfer->size);
+    return perigee__net_blame_proto(net, peer);
   perigee__error_set(net->error, xfer->status, "message %s rank %d: %s",
                      xfer->is_send ? "to" : "from", peer, perigee_strerror(xfer->status));
   if (peer >= 0)

@@ -14,7 +14,7 @@
  *
  * Steps, the low 16 bits of a message's tag:
  *   0 .. 15     roll call, round
- *   16 .. 31    second roll call, of calls that need one (net_exchange.c)
+ *   16 .. 31    second roll call, of calls whose blocks do not fit (net_sizes.c)
  *   32 ..       data, numbered by each algorithm
  */
 #ifndef PERIGEE_COLL_NET_CALL_H
@@ -30,8 +30,7 @@
 #include "tensor/reduce.h"
 
 enum {
-  PERIGEE_NET_STEP_ROLL = 0,
-  PERIGEE_NET_STEP_CONFIRM = 16,
+  PERIGEE_NET_STEP_ROUNDS = 16, /* of one roll call */
   PERIGEE_NET_STEP_DATA = 32,
   PERIGEE_NET_STEP_MAX = 65535,
   PERIGEE_NET_INLINE_LIVE = 32,
@@ -50,6 +49,7 @@ typedef struct perigee__net {
   perigee_error *error; /* filled by who returns the first error */
   int me, n;
   bool asked;           /* peer_seen is filled */
+  bool comparing;       /* whether blocks fit their rooms is not known yet (net_sizes.c) */
   perigee__xfer **live; /* of perigee__msg: nlive <= reserved <= live_room */
   int nlive, reserved, live_room;
   perigee__roll roll;
@@ -79,8 +79,6 @@ void perigee__net_send(perigee__net *net, perigee__msg *msg, int peer, int step,
                        size_t bytes);
 void perigee__net_recv(perigee__net *net, perigee__msg *msg, int peer, int step, void *buf,
                        size_t room);
-/** Take a message back whose turn will not come. */
-void perigee__net_cancel(perigee__net *net, perigee__msg *msg);
 
 /** Wait until something live is done, let the roll call go on, return an error of any message that ended with one. */
 PERIGEE_MUST_CHECK int perigee__net_progress(perigee__net *net);
@@ -116,10 +114,12 @@ int perigee__net_blame_timeout(perigee__net *net);
 /** The group's fate has failed. */
 int perigee__net_blame_fate(perigee__net *net);
 int perigee__net_blame_memory(perigee__net *net, size_t bytes);
-/** A block is larger than the room for it. */
+/** A block does not have the size of the room for it: ETRUNC when it is longer, ESHAPE when it is shorter. */
 int perigee__net_blame_room(perigee__net *net, int from, size_t bytes, int to, size_t room);
 /** A message that cannot be what the peer should have sent. */
 int perigee__net_blame_proto(perigee__net *net, int peer);
+/** Blocks do not fit, as all ranks have found (allgather, alltoall): name the pair. net_sizes.c */
+int perigee__net_blame_sizes(perigee__net *net);
 /** The group fails with this call: do so, and leave in net->error what the caller gets. Returns its code. */
 int perigee__net_fail_group(perigee__net *net);
 

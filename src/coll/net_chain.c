@@ -49,7 +49,7 @@ int perigee__net_broadcast_chain(perigee__net *net) {
   if (msgs == NULL)
     return net->error->code;
   perigee__window sends = {.msgs = msgs + DEPTH, .size = DEPTH};
-  PERIGEE_TRY(perigee__roll_start(net, PERIGEE_NET_STEP_ROLL));
+  PERIGEE_TRY(perigee__roll_start(net));
   return broadcast_segments(net, msgs, &sends);
 }
 
@@ -148,6 +148,6 @@ int perigee__net_reduce_chain(perigee__net *net, const perigee__reduce_plan *pla
   if (s.recvs == NULL || s.acc == NULL || s.raw == NULL)
     return net->error->code;
   s.sends = s.recvs + DEPTH;
-  PERIGEE_TRY(perigee__roll_start(net, PERIGEE_NET_STEP_ROLL));
+  PERIGEE_TRY(perigee__roll_start(net));
   return reduce_segments(&s);
 }

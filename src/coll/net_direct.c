@@ -126,9 +126,8 @@ int perigee__net_slices_direct(perigee__net *net, const perigee__reduce_plan *pl
                                const perigee__slices *slices) {
   state s = {.net = net, .plan = plan, .slices = slices};
   PERIGEE_TRY(allocate(&s));
-  PERIGEE_TRY(slices->some_empty && !slices->gather
-                  ? perigee__roll_start(net, PERIGEE_NET_STEP_ROLL)
-                  : perigee__roll_link(net, NULL, 0, NULL, 0));
+  PERIGEE_TRY(slices->some_empty && !slices->gather ? perigee__roll_start(net)
+                                                    : perigee__roll_link(net, NULL, 0, NULL, 0));
   for (size_t j = 0; j < s.nsegments + DEPTH - 1; j++) {
     if (j < s.nsegments)
       PERIGEE_TRY(post(&s, j));

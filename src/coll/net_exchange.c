@@ -5,15 +5,12 @@
  * others are messages of their own, posted at once, receives before sends, towards the nearest right neighbour first so that
  * no rank is everybody's first target.
  *
- * Sizes. The sender decides by the block's size how it travels; the receiver knows only its room. Notes in the roll call say:
+ * Sizes. A block must be exactly as long as its room, so the receiver's room tells how the block will come. Whether all fit is
+ * known when the roll call is over (net_sizes.c), by its notes:
  *   gather     root: room for each rank's block, and its own block's size; others: the size of theirs
  *   scatter    root: size of each rank's block, and its own room; others: their room
- *     so every rank finds the same block that is too long and ends with the same ETRUNC.
  *   alltoall   a checksum: sum over the blocks a rank sends of h(from, to, bytes), minus the sum over the rooms it has of
- *              h(from, to, room). If all of them add up to 0, every block fits its room exactly. If not, some are
- *              shorter, or one is too long (its receiver fails the group): then a second roll call, which a rank enters when
- *              all its blocks have come, keeps all ranks until that is known.
- * A block shorter than its room leaves the rest of the room as it was.
+ *              h(from, to, room). All of them add up to 0 when every block fits.
  *
  * Cost: n-1 messages at the root (gather, scatter) or at every rank (alltoall), the roll call's beside them.
  */
@@ -29,7 +26,7 @@ enum {
 typedef struct state {
   perigee__net *net;
   perigee__msg *recvs, *sends; /* n each */
-  bool *mailed;                /* n: came as mail */
+  bool *mailed;                /* n: came as mail and fits */
   uint64_t *note;
 } state;
 
@@ -83,17 +80,25 @@ static const void *pick_mail(void *arg, int peer, size_t *bytes_p) {
   return block.ptr != NULL ? block.ptr : s; /* an empty block may have no address */
 }
 
+/* Mail that does not fit is left alone: the notes will tell. */
 static int deliver_mail(void *arg, int peer, const void *data, size_t bytes) {
   state *s = arg;
-  if (!receives_from(s, peer) || s->mailed[peer])
+  if (!receives_from(s, peer) || !rides(s, peer, s->net->me, bytes))
     return perigee__net_blame_proto(s->net, peer);
   perigee__block room = incoming(s, peer);
-  if (bytes > room.bytes)
-    return perigee__net_blame_room(s->net, peer, bytes, s->net->me, room.bytes);
+  if (bytes != room.bytes)
+    return 0;
   if (bytes > 0)
     memcpy(room.ptr, data, bytes);
   s->mailed[peer] = true;
-  perigee__net_cancel(s->net, &s->recvs[peer]);
+  return 0;
+}
+
+/* Everything fits, so what can ride has ridden. */
+static int check_mail(const state *s) {
+  for (int r = 0; r < s->net->n; r++)
+    if (receives_from(s, r) && rides(s, r, s->net->me, incoming(s, r).bytes) && !s->mailed[r])
+      return perigee__net_blame_proto(s->net, r);
   return 0;
 }
 
@@ -145,50 +150,44 @@ static int check_rooms(perigee__net *net) {
     PERIGEE_TRY(read_note(net, root, r, &listed));
     PERIGEE_TRY(read_note(net, r, -1, &own));
     uint64_t bytes = gather ? own : listed, room = gather ? listed : own;
-    if (bytes > room)
+    if (bytes != room)
       return perigee__net_blame_room(net, gather ? r : root, (size_t)bytes, gather ? root : r,
                                      (size_t)room);
   }
   return 0;
 }
 
-/* Alltoall: whether every block is known to fit exactly. */
-static int check_sum(perigee__net *net, bool *exact_p) {
+static int check_sum(perigee__net *net) {
   uint64_t sum = 0;
   for (int r = 0; r < net->n; r++) {
     uint64_t word;
     PERIGEE_TRY(read_note(net, r, -1, &word));
     sum += word;
   }
-  *exact_p = sum == 0;
-  return 0;
+  return sum == 0 ? 0 : perigee__net_blame_sizes(net);
 }
 
 /* ---- data -------------------------------------------------------------------------------------- */
 
-static int copy_own(const state *s) {
+/* While messages travel; if it does not fit the notes will tell. */
+static void copy_own(const state *s) {
   const perigee__coll_call *call = s->net->call;
   int me = s->net->me;
   if (call->kind != PERIGEE_COLL_ALLTOALL && me != call->root)
-    return 0;
+    return;
   perigee__block from = outgoing(s, me), to = incoming(s, me);
-  if (from.bytes > to.bytes)
-    return perigee__net_blame_room(s->net, me, from.bytes, me, to.bytes);
-  if (from.bytes > 0 && from.ptr != to.ptr)
+  if (from.bytes == to.bytes && from.bytes > 0 && from.ptr != to.ptr)
     memcpy(to.ptr, from.ptr, from.bytes);
-  return 0;
 }
 
-/* Receives for the blocks that may come as messages; before the roll call is over a block that fits its room only as mail is
- * taken to be mail. */
-static void post_recvs(state *s, bool over) {
+static void post_recvs(state *s) {
   perigee__net *net = s->net;
   for (int i = 1; i < net->n; i++) {
     int peer = (net->me - i + net->n) % net->n;
-    if (!receives_from(s, peer) || s->mailed[peer] || s->recvs[peer].xfer.key.kind != 0)
+    if (!receives_from(s, peer))
       continue;
     perigee__block room = incoming(s, peer);
-    if (over || !rides(s, peer, net->me, room.bytes))
+    if (!rides(s, peer, net->me, room.bytes))
       perigee__net_recv(net, &s->recvs[peer], peer, STEP, room.ptr, room.bytes);
   }
 }
@@ -207,21 +206,18 @@ static void post_sends(state *s) {
 
 static int run(state *s) {
   perigee__net *net = s->net;
-  bool exact = true;
   const perigee__mail mail = {.arg = s, .pick = pick_mail, .deliver = deliver_mail};
-  post_recvs(s, false);
+  net->comparing = true;
+  post_recvs(s);
   size_t words = write_note(s);
   PERIGEE_TRY(
       perigee__roll_start_notes(net, s->note, 8 * words, 8 * (2 * (size_t)net->n + 1), &mail));
   post_sends(s);
-  PERIGEE_TRY(copy_own(s));
+  copy_own(s);
   PERIGEE_TRY(perigee__roll_wait(net));
-  PERIGEE_TRY(net->call->kind == PERIGEE_COLL_ALLTOALL ? check_sum(net, &exact) : check_rooms(net));
-  post_recvs(s, true);
-  PERIGEE_TRY(perigee__net_finish(net));
-  if (exact)
-    return 0;
-  PERIGEE_TRY(perigee__roll_start(net, PERIGEE_NET_STEP_CONFIRM));
+  PERIGEE_TRY(net->call->kind == PERIGEE_COLL_ALLTOALL ? check_sum(net) : check_rooms(net));
+  net->comparing = false;
+  PERIGEE_TRY(check_mail(s));
   return perigee__net_finish(net);
 }
 

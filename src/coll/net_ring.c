@@ -234,9 +234,8 @@ int perigee__net_slices_ring(perigee__net *net, const perigee__reduce_plan *plan
              .right = (net->me + 1) % n,
              .steps = slices->gather ? 2 * (n - 1) : n - 1};
   PERIGEE_TRY(allocate(&s));
-  PERIGEE_TRY(slices->some_empty && !slices->gather
-                  ? perigee__roll_start(net, PERIGEE_NET_STEP_ROLL)
-                  : perigee__roll_link(net, NULL, 0, NULL, 0));
+  PERIGEE_TRY(slices->some_empty && !slices->gather ? perigee__roll_start(net)
+                                                    : perigee__roll_link(net, NULL, 0, NULL, 0));
   skip_missing(&s, &s.post);
   PERIGEE_TRY(post_ahead(&s));
   for (size_t j = 0; j < DEPTH; j++)

@@ -108,10 +108,10 @@ int perigee__roll_advance(perigee__net *net) {
   return 0;
 }
 
-static int start(perigee__net *net, int step, int rounds) {
+static int start(perigee__net *net, int rounds) {
   perigee__roll *roll = &net->roll;
-  PERIGEE_ASSERT(roll->round == roll->rounds);
-  roll->step = step;
+  PERIGEE_ASSERT(roll->round == roll->rounds && roll->calls < 2);
+  roll->step = PERIGEE_NET_STEP_ROUNDS * roll->calls++;
   roll->round = 0;
   roll->rounds = rounds;
   roll->msgs = perigee__net_msgs(net, (size_t)rounds + 1);
@@ -131,15 +131,15 @@ int perigee__roll_link(perigee__net *net, const void *send_buf, size_t send_byte
   roll->link_send_bytes = send_bytes;
   roll->link_recv = recv_buf;
   roll->link_recv_room = recv_room;
-  return start(net, PERIGEE_NET_STEP_ROLL, 1);
+  return start(net, 1);
 }
 
-int perigee__roll_start(perigee__net *net, int step) {
+int perigee__roll_start(perigee__net *net) {
   perigee__roll *roll = &net->roll;
   roll->notes = false;
   roll->link_send = roll->link_recv = NULL;
   roll->link_send_bytes = roll->link_recv_room = 0;
-  return start(net, step, rounds_of(net->n));
+  return start(net, rounds_of(net->n));
 }
 
 int perigee__roll_start_notes(perigee__net *net, const void *note, size_t bytes, size_t notes_room,
@@ -163,7 +163,7 @@ int perigee__roll_start_notes(perigee__net *net, const void *note, size_t bytes,
     memcpy(roll->stage + 8, note, bytes);
   roll->at[1] = 8 + padded(bytes);
   roll->known = 1;
-  return start(net, PERIGEE_NET_STEP_ROLL, rounds_of(net->n));
+  return start(net, rounds_of(net->n));
 }
 
 int perigee__roll_wait(perigee__net *net) {

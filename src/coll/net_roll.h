@@ -57,6 +57,7 @@ typedef struct perigee__mail {
 
 typedef struct perigee__roll {
   int rounds, round;  /* round: the one whose message is awaited; == rounds: over */
+  int calls;          /* started in this call of the collective: 1, or 2 (net_sizes.c) */
   int step;           /* of round 0 */
   perigee__msg *msgs; /* [0 .. rounds): sends; [rounds]: receive */
   bool notes;
@@ -74,7 +75,7 @@ typedef struct perigee__roll {
 PERIGEE_MUST_CHECK int perigee__roll_link(struct perigee__net *net, const void *send_buf,
                                           size_t send_bytes, void *recv_buf, size_t recv_room);
 /** Start a whole roll call with empty messages. */
-PERIGEE_MUST_CHECK int perigee__roll_start(struct perigee__net *net, int step);
+PERIGEE_MUST_CHECK int perigee__roll_start(struct perigee__net *net);
 /** Start a whole roll call with notes. note: copied. notes_room: bytes that the notes of all ranks can have together;
  *  mail: borrowed until the roll call is over, may be NULL. */
 PERIGEE_MUST_CHECK int perigee__roll_start_notes(struct perigee__net *net, const void *note,

@@ -17,7 +17,7 @@ void perigee__net_init(perigee__net *net, perigee__mesh *mesh, perigee__fate *fa
   net->error = error;
   net->me = fate->me;
   net->n = fate->n;
-  net->asked = false;
+  net->asked = net->comparing = false;
   net->live = net->inline_live;
   net->nlive = net->reserved = 0;
   net->live_room = PERIGEE_NET_INLINE_LIVE;
@@ -128,18 +128,19 @@ void perigee__net_recv(perigee__net *net, perigee__msg *msg, int peer, int step,
   keep(net, msg);
 }
 
-void perigee__net_cancel(perigee__net *net, perigee__msg *msg) {
-  if (msg->live == 0)
-    return;
-  remove_live(net, msg);
-  perigee__mesh_cancel(net->mesh, &msg->xfer);
+/* A block longer than its room, before all ranks have compared sizes: what they find is the error of all. */
+static bool overtook(const perigee__net *net, const perigee__xfer *xfer) {
+  return net->comparing && !xfer->is_send && xfer->status == PERIGEE_ETRUNC &&
+         xfer->peer_fp == net->call->fp && (xfer->key.tag & 0xffff) >= PERIGEE_NET_STEP_DATA;
 }
 
 /* A message that is done: out of the live ones, and its error if it has one. */
 static int settle(perigee__net *net, perigee__msg *msg) {
   if (msg->live > 0)
     remove_live(net, msg);
-  return msg->xfer.status == 0 ? 0 : perigee__net_blame_msg(net, msg);
+  if (msg->xfer.status == 0 || overtook(net, &msg->xfer))
+    return 0;
+  return perigee__net_blame_msg(net, msg);
 }
 
 static int sweep(perigee__net *net) {

@@ -81,15 +81,23 @@ static void store(perigee_dtype dtype, void *at, size_t i, double v) {
 #define CASE(_NAME, _type)                                                                         \
   case PERIGEE_##_NAME:                                                                            \
     ((_type *)at)[i] = (_type)v;                                                                   \
-    break;
-    CASE(F32, float)
-    CASE(C64, float)
-    CASE(F64, double)
-    CASE(C128, double) CASE(I8, int8_t) CASE(U8, uint8_t) CASE(I16, int16_t) CASE(U16, uint16_t)
-        CASE(I32, int32_t) CASE(U32, uint32_t) CASE(I64, int64_t) CASE(U64, uint64_t)
-            CASE(BOOL, uint8_t)
+    break
+    CASE(F32, float);
+    CASE(C64, float);
+    CASE(F64, double);
+    CASE(C128, double);
+    CASE(I8, int8_t);
+    CASE(U8, uint8_t);
+    CASE(I16, int16_t);
+    CASE(U16, uint16_t);
+    CASE(I32, int32_t);
+    CASE(U32, uint32_t);
+    CASE(I64, int64_t);
+    CASE(U64, uint64_t);
+    CASE(BOOL, uint8_t);
 #undef CASE
-                case PERIGEE_F16 : ((uint16_t *)at)[i] = perigee__f32_to_f16((float)v);
+  case PERIGEE_F16:
+    ((uint16_t *)at)[i] = perigee__f32_to_f16((float)v);
     break;
   default:
     ((uint16_t *)at)[i] = perigee__f32_to_bf16((float)v);

@@ -30,7 +30,7 @@ int perigee__net_broadcast_binomial(perigee__net *net) {
     perigee__net_recv(net, msgs,
                       perigee__tree_rank(net->n, call->root, perigee__tree_parent(position)), STEP,
                       call->out, call->bytes);
-  PERIGEE_TRY(perigee__roll_start(net, PERIGEE_NET_STEP_ROLL));
+  PERIGEE_TRY(perigee__roll_start(net));
   PERIGEE_TRY(perigee__net_wait_all(net, msgs, 1));
   for (int i = children - 1; i >= 0; i--)
     perigee__net_send(net, &msgs[1 + i],
@@ -81,7 +81,7 @@ int perigee__net_reduce_binomial(perigee__net *net, const perigee__reduce_plan *
   if (msgs == NULL || acc == NULL)
     return net->error->code;
   PERIGEE_TRY(post_children(net, plan, position, msgs, theirs));
-  PERIGEE_TRY(perigee__roll_start(net, PERIGEE_NET_STEP_ROLL));
+  PERIGEE_TRY(perigee__roll_start(net));
   if (children > 0)
     PERIGEE_TRY(add_children(net, plan, position, msgs, theirs, acc));
   if (parent >= 0)
