@@ -12,10 +12,12 @@
 #include "error.h"
 #include "export.h"
 #include "op.h"
+#include "shared.h"
 #include "store.h"
 #include "work.h"
 
 typedef struct perigee_layer perigee_layer; /* one layer of one group */
+struct perigee_group;
 
 /** What a layer is told when its group opens. Borrowed for the time of the call. */
 typedef struct perigee_layer_info {
@@ -24,8 +26,10 @@ typedef struct perigee_layer_info {
   const char *backend_name; /* name in the stack string */
   const char *group_name;
   int rank, nranks;
-  perigee_store *store; /* prefixed for this group; NULL when the group has none (size 1) */
-  int64_t timeout_ns;   /* the group's default */
+  perigee_store *store;    /* prefixed for this group; NULL when the group has none (size 1) */
+  int64_t timeout_ns;      /* the group's default */
+  const int *members;      /* nranks: the world's rank of each rank */
+  perigee_shared *options; /* perigee_init_options.layer_options of the world, or NULL */
 } perigee_layer_info;
 
 /**
@@ -76,6 +80,14 @@ perigee_layer_submit(perigee_layer *layer, const perigee_request *req, perigee_w
 /** Run req in the layers below and wait for its end. */
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_run(perigee_layer *layer,
                                                      const perigee_request *req);
+/**
+ * A group of the layers below alone: these ranks, in this order, become 0..n-1. Otherwise as perigee_group_subgroup, and possible
+ * from `open` on. The layer ends it: perigee_group_close and perigee_group_unref, at the latest in `close`.
+ * Waits: for the members.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_subgroup(perigee_layer *layer, const int *ranks,
+                                                          int n, const char *name,
+                                                          struct perigee_group **group_p);
 /** Name of the stack below, for example "fp16(native)"; "" at the bottom. Borrowed. */
 PERIGEE_API const char *perigee_layer_below(const perigee_layer *layer);
 

@@ -34,6 +34,8 @@ typedef struct perigee_init_options {
   int64_t timeout_ns;      /* default of operations; <= 0: 30 min */
   int64_t init_timeout_ns; /* of this call; <= 0: PERIGEE_INIT_TIMEOUT seconds or 300 s */
   const char *name;        /* NULL: "world" */
+  /** Shown to every layer's open (perigee_layer_info.options), inherited by subgroups. Borrowed for the time of the call; or NULL. */
+  perigee_shared *layer_options;
 } perigee_init_options;
 
 /** All defaults. */

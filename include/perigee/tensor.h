@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "export.h"
+#include "shared.h"
 
 /* XX(id, NAME, name, size in bytes). Ids are part of the wire format: never renumber. */
 #define PERIGEE_DTYPE_MAP(XX)                                                                      \
@@ -77,6 +78,14 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_tensor_wrap(perigee_dtype dtype, int 
 
 PERIGEE_API perigee_tensor *perigee_tensor_ref(perigee_tensor *tensor); /* returns tensor */
 PERIGEE_API void perigee_tensor_unref(perigee_tensor *tensor);          /* NULL is accepted */
+
+/**
+ * Attach a value to the tensor's storage: shared by all its views and dropped with it. The first value wins.
+ * value: one reference is taken when it is attached; NULL only looks.
+ * Returns what is attached now, borrowed as long as the storage lives; NULL: nothing, or memory that nobody counts
+ *   (wrapped without release).
+ */
+PERIGEE_API perigee_shared *perigee_tensor_attach(perigee_tensor *tensor, perigee_shared *value);
 
 /* ---- looking --------------------------------------------------------------------------------- */
 

@@ -29,6 +29,8 @@ typedef struct tracked {
 static void group_free(perigee_group *group) {
   perigee__subgroup_counts_free(group->subgroups);
   perigee_store_unref(group->store);
+  if (group->layer_options != NULL)
+    group->layer_options->unref(group->layer_options);
   perigee__world_unref(group->world, perigee__deadline_in(0));
   free(group->members);
   free(group->stack);
@@ -48,6 +50,9 @@ int perigee__group_open(const perigee__group_params *params, perigee_group **gro
   group->nranks = params->nranks;
   group->world = perigee__world_ref(params->world);
   group->open_deadline_ns = params->deadline_ns;
+  group->layer_options = params->layer_options;
+  if (group->layer_options != NULL)
+    group->layer_options->ref(group->layer_options);
   perigee__mutex_init(&group->mutex, PERIGEE_LOCK_GROUP, "group");
   perigee__list_init(&group->tracked);
   group->stack = perigee__strdup(params->stack);
@@ -62,7 +67,7 @@ int perigee__group_open(const perigee__group_params *params, perigee_group **gro
     PERIGEE_TRY_GOTO(perigee_store_prefix_create(prefix, group->world->store, &group->store),
                      err_free);
   }
-  PERIGEE_TRY_GOTO(perigee__layers_open(group, params->parent), err_free);
+  PERIGEE_TRY_GOTO(perigee__layers_open(group, params->parent, params->first), err_free);
   rc = perigee__closing_register(group);
   if (rc < 0) {
     perigee__layers_close(group);
@@ -212,8 +217,8 @@ static int track(perigee_group *group, perigee_work *work, int64_t deadline_ns) 
     untrack(work, entry);
     return rc;
   }
-  if (deadline_ns != PERIGEE_NEVER && !atomic_load(&work->watched))
-    return perigee__deadline_watch(work, deadline_ns, perigee__work_late);
+  if (deadline_ns < PERIGEE_NEVER - PERIGEE__SLACK_NS && !atomic_load(&work->watched))
+    return perigee__deadline_watch(work, deadline_ns + PERIGEE__SLACK_NS, perigee__work_late);
   return 0;
 }
 

@@ -22,6 +22,10 @@
 #include "group/registry.h"
 #include "group/world.h"
 
+/* What a scripted layer's work gets beyond the operation's deadline: the layers below have the same deadline, and know better who is
+ * missing. */
+#define PERIGEE__SLACK_NS (20 * PERIGEE_NS_PER_MS)
+
 struct perigee_layer {
   perigee_group *group;
   perigee__backend *backend; /* one reference */
@@ -52,8 +56,9 @@ struct perigee_group {
   int rank, nranks;
   int *members; /* world rank of each rank */
   perigee__world *world;
-  perigee_store *store; /* prefixed for this group, or NULL */
-  char *stack;          /* "log(fp16(native))" */
+  perigee_store *store;          /* prefixed for this group, or NULL */
+  char *stack;                   /* "log(fp16(native))" */
+  perigee_shared *layer_options; /* one reference, or NULL */
   perigee_layer layers[PERIGEE_LAYERS_MAX];
   int nlayers;
   bool native;              /* the bottom is the built-in backend */
@@ -72,9 +77,11 @@ typedef struct perigee__group_params {
   const int *members;    /* world ranks */
   perigee__world *world; /* one reference is taken */
   const char *stack;
-  int64_t timeout_ns;          /* default of operations */
-  int64_t deadline_ns;         /* of opening */
-  const perigee_group *parent; /* layers are split from it; NULL: opened */
+  int64_t timeout_ns;            /* default of operations */
+  int64_t deadline_ns;           /* of opening */
+  const perigee_group *parent;   /* layers are split from it; NULL: opened */
+  int first;                     /* index of the parent's first layer that is taken */
+  perigee_shared *layer_options; /* one reference is taken; may be NULL */
 } perigee__group_params;
 
 /** Open a group. Waits for all members (the bottom sets itself up with its peers). */

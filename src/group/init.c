@@ -209,6 +209,7 @@ static void params_from(const perigee_init_options *opts, perigee__group_params 
       .timeout_ns =
           opts->timeout_ns > 0 ? opts->timeout_ns : perigee__env_seconds("PERIGEE_TIMEOUT"),
       .deadline_ns = perigee__deadline_in(init_timeout),
+      .layer_options = opts->size >= sizeof(*opts) ? opts->layer_options : NULL,
   };
 }
 

@@ -9,10 +9,6 @@
 #include "group/native.h"
 #include "group/work.h"
 
-/* What a layer's own work gets beyond the operation's deadline when its caller waits for it: the layers below have the same
- * deadline, and know better who is missing. */
-#define SLACK_NS (20 * PERIGEE_NS_PER_MS)
-
 /* "fp16(native)" for the layers from `from` on; "" for none. */
 static char *stack_text(const perigee_group *group, int from) {
   size_t size = 1;
@@ -47,7 +43,8 @@ static void add_routes(perigee_group *group, int i) {
     above[op] = layer->handles >> op & 1 ? (int8_t)i : layer->route[op];
 }
 
-static int open_one(perigee_group *group, int i, const perigee_group *parent) {
+/* Layer i of the group; from: the parent's layer it is split from, or NULL. */
+static int open_one(perigee_group *group, int i, const perigee_layer *from) {
   perigee_layer *layer = &group->layers[i];
   const perigee_layer_info info = {
       .size = sizeof(info),
@@ -58,10 +55,12 @@ static int open_one(perigee_group *group, int i, const perigee_group *parent) {
       .nranks = group->nranks,
       .store = group->store,
       .timeout_ns = atomic_load_explicit(&group->timeout_ns, memory_order_relaxed),
+      .members = group->members,
+      .options = group->layer_options,
   };
   const perigee_backend_ops_v1 *ops = &layer->backend->ops;
-  if (parent != NULL && ops->split != NULL)
-    return ops->split(parent->layers[i].self, &info, &layer->self);
+  if (from != NULL && ops->split != NULL)
+    return ops->split(from->self, &info, &layer->self);
   return ops->open(layer->backend->self, &info, &layer->self);
 }
 
@@ -79,13 +78,13 @@ static void drop_backends(perigee_group *group) {
   }
 }
 
-int perigee__layers_open(perigee_group *group, const perigee_group *parent) {
+int perigee__layers_open(perigee_group *group, const perigee_group *parent, int first) {
   perigee__backend *backends[PERIGEE_LAYERS_MAX];
   int n = 0;
   if (parent != NULL) {
     /* The very same backends, whatever is registered under their names by now. */
-    for (n = 0; n < parent->nlayers; n++) {
-      backends[n] = parent->layers[n].backend;
+    for (n = 0; first + n < parent->nlayers; n++) {
+      backends[n] = parent->layers[first + n].backend;
       atomic_fetch_add_explicit(&backends[n]->refs, 1, memory_order_relaxed);
     }
   } else {
@@ -103,7 +102,8 @@ int perigee__layers_open(perigee_group *group, const perigee_group *parent) {
   int first_open = n;
   while (rc == 0 && first_open > 0) {
     /* An open layer may already use the ones below it: their routes are needed first. */
-    rc = open_one(group, first_open - 1, parent);
+    rc = open_one(group, first_open - 1,
+                  parent != NULL ? &parent->layers[first + first_open - 1] : NULL);
     if (rc == 0) {
       first_open--;
       ask_handles(&group->layers[first_open]);
@@ -161,8 +161,8 @@ static int submit_and_wait(perigee_group *group, int index, const perigee_reques
   int rc = perigee__layer_submit_at(group, index, req, &work);
   if (rc == 0) {
     bool own = work->ops != NULL || deadline == PERIGEE_NEVER;
-    rc = perigee_work_wait(work,
-                           own ? PERIGEE_TIMEOUT_NONE : perigee__time_left(deadline) + SLACK_NS);
+    rc = perigee_work_wait(work, own ? PERIGEE_TIMEOUT_NONE
+                                     : perigee__time_left(deadline) + PERIGEE__SLACK_NS);
     if (rc == PERIGEE_EAGAIN) {
       perigee_error late;
       perigee__error_set(&late, PERIGEE_ETIMEDOUT, "timed out after %.1f s: nobody completed it",

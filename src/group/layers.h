@@ -4,8 +4,10 @@
 
 #include "group/group.h"
 
-/** Open the layers of group->stack, bottom first, or split them from parent's; find the routes. On failure what was opened is closed. */
-PERIGEE_MUST_CHECK int perigee__layers_open(perigee_group *group, const perigee_group *parent);
+/** Open the layers of group->stack, bottom first, or split them from parent's from index first on; find the routes. On failure what was
+ *  opened is closed. */
+PERIGEE_MUST_CHECK int perigee__layers_open(perigee_group *group, const perigee_group *parent,
+                                            int first);
 /** Close them, top first. */
 void perigee__layers_close(perigee_group *group);
 /** Tell every layer, top first, to end what it has pending with this error. */

@@ -145,8 +145,7 @@ static void p2p_done(perigee__xfer *xfer) {
     rc = verdict(native, op->work.op, op->work.seq, op->work.pinned[0], xfer, &error);
   int source = rc == 0 && !xfer->is_send ? perigee__fate_rank_of(&native->fate, xfer->peer) : -1;
   perigee__work_finish(&op->work, rc < 0 ? &error : NULL, source);
-  atomic_fetch_add(&op->look, 1); /* the mesh wakes who waits for words behind this callback */
-  perigee_work_unref(&op->work);  /* the mesh's reference */
+  perigee_work_unref(&op->work); /* the mesh's reference */
 }
 
 static void p2p_late(perigee_work *work) {
@@ -183,6 +182,11 @@ static void p2p_interrupt(perigee_work *work) {
   perigee__native_mesh_leave(op->native);
 }
 
+/* The mesh wakes who waits for a word when it has run p2p_done. */
+static void p2p_ended(perigee_work *work) {
+  atomic_fetch_add(&PERIGEE_CONTAINER_OF(work, p2p_op, work)->look, 1);
+}
+
 static void p2p_abort(perigee_work *work, const perigee_error *reason) {
   perigee__native_fail(PERIGEE_CONTAINER_OF(work, p2p_op, work)->native, reason);
 }
@@ -193,7 +197,11 @@ static void p2p_free(perigee_work *work) {
   free(op);
 }
 
-static const perigee__work_ops p2p_ops = {p2p_drive, p2p_interrupt, p2p_abort, p2p_free};
+static const perigee__work_ops p2p_ops = {.drive = p2p_drive,
+                                          .interrupt = p2p_interrupt,
+                                          .ended = p2p_ended,
+                                          .abort = p2p_abort,
+                                          .free = p2p_free};
 
 int perigee__native_submit_p2p(perigee__native *native, const perigee_request *req,
                                perigee_work **work_p) {

@@ -218,14 +218,14 @@ static void late_ones(perigee_group *group, void *arg) {
     req.timeout_ns = 60 * MS;
     int64_t start = perigee__now_ns();
     CHECK(perigee_group_run(group, &req) == PERIGEE_ETIMEDOUT);
-    CHECK(ms_since(start) >= 60 && ms_since(start) < 60 + 250);
+    CHECK(ms_since(start) >= 60 && ms_since(start) < 60 + LATE_MS);
     CHECK(last_error_has("timed out after 0.1 s, missing rank 1"));
     CHECK(perigee_last_error()->nranks == 1 && perigee_last_error()->ranks[0] == 1);
     CHECK(perigee_last_error()->op == PERIGEE_OP_RECV && perigee_last_error()->seq == 1);
     start = perigee__now_ns();
     perigee_work *work = submit(group, &req);
     CHECK(perigee_work_wait(work, PERIGEE_TIMEOUT_NONE) == PERIGEE_ETIMEDOUT);
-    CHECK(ms_since(start) >= 60 && ms_since(start) < 60 + 250);
+    CHECK(ms_since(start) >= 60 && ms_since(start) < 60 + LATE_MS);
     CHECK(perigee_work_get_status(work) == PERIGEE_WORK_TIMEDOUT);
     CHECK(last_error_has("missing rank 1"));
     perigee_work_unref(work);
@@ -233,9 +233,9 @@ static void late_ones(perigee_group *group, void *arg) {
     req.timeout_ns = 60 * MS;
     start = perigee__now_ns();
     work = submit(group, &req); /* nobody waits: the deadline service ends it */
-    while (!perigee_work_is_completed(work) && ms_since(start) < 1000)
+    while (!perigee_work_is_completed(work) && ms_since(start) < 3000)
       perigee__sleep_ns(MS);
-    CHECK(ms_since(start) >= 60 && ms_since(start) < 60 + 250);
+    CHECK(ms_since(start) >= 60 && ms_since(start) < 60 + LATE_MS);
     CHECK(error_has(perigee_work_error(work), "no rank has sent"));
     perigee_work_unref(work);
     CHECK(f32_is(t, 5));
@@ -307,7 +307,7 @@ static void waits(perigee_group *group, void *arg) {
     perigee_work *work = submit(group, &req);
     int64_t start = perigee__now_ns();
     CHECK(perigee_work_wait(work, 30 * MS) == PERIGEE_EAGAIN);
-    CHECK(ms_since(start) >= 30 && ms_since(start) < 280);
+    CHECK(ms_since(start) >= 30 && ms_since(start) < 30 + LATE_MS);
     CHECK(perigee_work_get_status(work) == PERIGEE_WORK_PENDING);
     enum {
       WAITERS = 4
@@ -329,7 +329,7 @@ static void waits(perigee_group *group, void *arg) {
     for (int i = 0; i < WAITERS; i++)
       while (atomic_load(&all[i].out) == 0 && ms_since(start) < 2000)
         perigee__sleep_ns(100000);
-    CHECK(ms_since(start) < 200);
+    CHECK(ms_since(start) < LATE_MS);
     perigee_tensor *go = f32_of(1, 0);
     CHECK(perigee_send(group, go, 1, 1) == 0);
     perigee_tensor_unref(go);
@@ -369,7 +369,7 @@ static void over_a_message(perigee_group *group, void *arg) {
     REQUIRE(pthread_create(&thread, NULL, end_soon, early) == 0);
     int64_t start = perigee__now_ns();
     CHECK(perigee_work_wait(early, PERIGEE_TIMEOUT_NONE) == 0);
-    CHECK(ms_since(start) < 300);
+    CHECK(ms_since(start) < 50 + LATE_MS);
     pthread_join(thread, NULL);
     CHECK(!perigee_work_is_completed(work));
     CHECK(perigee_future_create(work, NULL, PERIGEE_NEVER, &above) == 0);

@@ -102,8 +102,6 @@ static void run_queue(perigee__native *native, const perigee_work *until) {
     perigee_error error;
     int rc = execute(native, &op->req, op->deadline_ns, &error);
     perigee__work_finish(&op->work, rc < 0 ? &error : NULL, -1);
-    if (atomic_load(&native->sleepers) > 0)
-      wake_turn(native);           /* its waiter does not wait for the rest of the queue */
     perigee_work_unref(&op->work); /* the queue's reference */
   }
 }
@@ -144,7 +142,7 @@ static void op_drive(perigee_work *work, int64_t deadline_ns, const uint32_t *in
   native_op *op = PERIGEE_CONTAINER_OF(work, native_op, work);
   perigee__native *native = op->native;
   /* A collective that runs here cannot be left before it ends: a wait that may end earlier leaves it to the progress thread. */
-  bool may_run = interrupt == NULL && deadline_ns >= op->deadline_ns;
+  bool may_run = native->n == 1 || (interrupt == NULL && deadline_ns >= op->deadline_ns);
   if (may_run && take_run(native)) {
     run_queue(native, work);
     give_run(native);
@@ -179,7 +177,12 @@ static void op_free(perigee_work *work) {
   free(op);
 }
 
-static const perigee__work_ops op_ops = {op_drive, op_interrupt, op_abort, op_free};
+static const perigee__work_ops op_ops = {
+    .drive = op_drive,
+    .interrupt = op_interrupt,
+    .ended = op_interrupt, /* its waiter does not wait for the rest of the queue */
+    .abort = op_abort,
+    .free = op_free};
 
 /* Its time has come while it stood behind another operation. */
 static void op_late(perigee_work *work) {

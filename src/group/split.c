@@ -5,7 +5,8 @@
  *             the same order
  *   subgroup  id from (hash of the list, k), name "<parent>/g<hash>.<k>": k counts the uses of this list on the parent, which
  *             all members make alike
- * A name given by the caller stands in place of "s" or "g<hash>".
+ * A name given by the caller stands in place of "s" or "g<hash>". A subgroup of the layers below one layer is a subgroup whose hash also
+ * covers that layer's place.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -51,8 +52,10 @@ static int count_use(perigee_group *group, uint64_t hash, unsigned *uses_p) {
   return it != NULL ? 0 : perigee__fail(PERIGEE_ENOMEM, "no memory for a subgroup");
 }
 
-static int open_members(perigee_group *parent, const char *name, uint64_t id, const int *ranks,
-                        int n, int me, int64_t deadline_ns, perigee_group **group_p) {
+/* first: index of the first of the parent's layers that the subgroup takes over. */
+static int open_members(perigee_group *parent, int first, const char *name, uint64_t id,
+                        const int *ranks, int n, int me, int64_t deadline_ns,
+                        perigee_group **group_p) {
   int *members = perigee__calloc((size_t)n, sizeof(int));
   if (members == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for %d ranks", n);
@@ -69,6 +72,8 @@ static int open_members(perigee_group *parent, const char *name, uint64_t id, co
       .timeout_ns = atomic_load_explicit(&parent->timeout_ns, memory_order_relaxed),
       .deadline_ns = deadline_ns,
       .parent = parent,
+      .first = first,
+      .layer_options = parent->layer_options,
   };
   int rc = perigee__group_open(&params, group_p);
   free(members);
@@ -92,7 +97,7 @@ static int check_ranks(const perigee_group *group, const int *ranks, int n) {
   return 0;
 }
 
-static int subgroup(perigee_group *group, const int *ranks, int n, const char *name,
+static int subgroup(perigee_group *group, int first, const int *ranks, int n, const char *name,
                     perigee_group **group_p) {
   PERIGEE_TRY(check_ranks(group, ranks, n));
   int me = -1;
@@ -104,6 +109,8 @@ static int subgroup(perigee_group *group, const int *ranks, int n, const char *n
   }
   for (const char *c = name; c != NULL && *c != '\0'; c++)
     hash = perigee__hash_mix(hash, (uint64_t)(unsigned char)*c);
+  if (first > 0)
+    hash = perigee__hash_mix(hash, (uint64_t)first << 32);
   if (me < 0) {
     *group_p = NULL;
     return 0;
@@ -117,15 +124,31 @@ static int subgroup(perigee_group *group, const int *ranks, int n, const char *n
     snprintf(full, sizeof(full), "%.32s/g%08" PRIx64 ".%u", group->name, hash & 0xffffffffu, uses);
   int64_t deadline =
       perigee__deadline_in(atomic_load_explicit(&group->timeout_ns, memory_order_relaxed));
+  /* A layer that makes one in its open has the time that opening has. */
+  if (first > 0 && group->open_deadline_ns < deadline && !perigee__passed(group->open_deadline_ns))
+    deadline = group->open_deadline_ns;
   uint64_t id = perigee__hash_mix(perigee__hash_mix(group->id, hash), uses);
-  return open_members(group, full, id, ranks, n, me, deadline, group_p);
+  return open_members(group, first, full, id, ranks, n, me, deadline, group_p);
 }
 
 int perigee_group_subgroup(perigee_group *group, const int *ranks, int n, const char *name,
                            perigee_group **group_p) {
   PERIGEE_TRY(perigee__group_may_block());
   PERIGEE_TRY(perigee__group_enter(group));
-  return perigee__group_leave(group, subgroup(group, ranks, n, name, group_p));
+  return perigee__group_leave(group, subgroup(group, 0, ranks, n, name, group_p));
+}
+
+int perigee_layer_subgroup(perigee_layer *layer, const int *ranks, int n, const char *name,
+                           perigee_group **group_p) {
+  perigee_group *group = layer->group;
+  PERIGEE_TRY(perigee__group_may_block());
+  PERIGEE_TRY(perigee__group_enter(group));
+  int first = layer->index + 1;
+  int rc = first < group->nlayers
+               ? subgroup(group, first, ranks, n, name, group_p)
+               : perigee__fail(PERIGEE_ENOTSUP, "subgroup: there is no layer below '%s'",
+                               layer->backend->name);
+  return perigee__group_leave(group, rc);
 }
 
 /* ---- split ------------------------------------------------------------------------------------- */
@@ -233,7 +256,7 @@ static int split(perigee_group *group, int color, int key, const char *name,
            color);
   uint64_t id = perigee__hash_mix(perigee__hash_mix(group->id, ((uint64_t)k << 32) | 1u),
                                   (uint64_t)(unsigned)color);
-  rc = open_members(group, full, id, ranks, n, me, deadline, group_p);
+  rc = open_members(group, 0, full, id, ranks, n, me, deadline, group_p);
 out:
   free(places);
   free(ranks);

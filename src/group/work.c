@@ -164,6 +164,8 @@ bool perigee__work_finish(perigee_work *work, const perigee_error *error, int so
   atomic_store(&work->state, FINAL + (uint32_t)status_of(error));
   perigee__unlock(&work->mutex);
   ring(work);
+  if (work->ops != NULL && work->ops->ended != NULL)
+    work->ops->ended(work);
   perigee__deadline_forget(work);
   if (depends_on != NULL && !perigee__work_ended(depends_on))
     perigee_work_interrupt(depends_on); /* who waits for this work may be driving that one */

@@ -28,6 +28,8 @@ typedef struct perigee__work_ops {
   void (*drive)(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt);
   /** Make threads inside drive come out: they have something to look at. May be NULL. */
   void (*interrupt)(perigee_work *work);
+  /** It has ended: threads inside drive must come out. Called before the callbacks run. May be NULL. */
+  void (*ended)(perigee_work *work);
   /** Make the owner end it (abort of its group). NULL: the work is ended directly. */
   void (*abort)(perigee_work *work, const perigee_error *reason);
   /** Free what the kind added, and the memory. NULL: free(work). */

@@ -281,7 +281,7 @@ static void test_wait_timeout_leaves_it_pending(void **state) {
   perigee_work *work = plain_future();
   int64_t start = perigee__now_ns();
   assert_int_equal(perigee_work_wait(work, 30 * MS), PERIGEE_EAGAIN);
-  assert_in_range((int)ms_since(start), 30, 500);
+  assert_in_range((int)ms_since(start), 30, 30 + LATE_MS);
   assert_int_equal(perigee_work_get_status(work), PERIGEE_WORK_PENDING);
   assert_true(perigee_future_set_result(work));
   assert_int_equal(perigee_work_wait(work, 30 * MS), 0);
@@ -396,7 +396,8 @@ static void driven_abort(perigee_work *work, const perigee_error *reason) {
   perigee__work_finish(work, reason, -1);
 }
 static void driven_free(perigee_work *work) { free(PERIGEE_CONTAINER_OF(work, driven, work)); }
-static const perigee__work_ops driven_ops = {driven_drive, NULL, driven_abort, driven_free};
+static const perigee__work_ops driven_ops = {
+    .drive = driven_drive, .abort = driven_abort, .free = driven_free};
 
 static driven *driven_of(int ends_after) {
   driven *self = calloc(1, sizeof(*self));
@@ -474,15 +475,15 @@ static void test_deadline_ends_it_without_a_waiter(void **state) {
   perigee_work *ended = future_of(NULL, perigee__deadline_in(50 * MS));
   perigee_future_set_result(ended);
   int64_t start = perigee__now_ns();
-  while (!perigee_work_is_completed(sooner) && ms_since(start) < 1000)
+  while (!perigee_work_is_completed(sooner) && ms_since(start) < 3000)
     perigee__sleep_ns(MS);
   assert_true(perigee_work_is_completed(sooner));
   int64_t late_ns = perigee_work_finished_ns(sooner) - sooner->deadline_ns;
-  assert_in_range(late_ns, 0, 250 * MS);
+  assert_in_range(late_ns, 0, LATE_MS * MS);
   assert_int_equal(perigee_work_get_status(sooner), PERIGEE_WORK_TIMEDOUT);
   assert_non_null(strstr(perigee_work_error(sooner)->message, "nobody completed it"));
-  assert_int_equal(perigee_work_wait(later, 1000 * MS), PERIGEE_ETIMEDOUT);
-  assert_in_range(perigee_work_finished_ns(later) - later->deadline_ns, 0, 250 * MS);
+  assert_int_equal(perigee_work_wait(later, 3000 * MS), PERIGEE_ETIMEDOUT);
+  assert_in_range(perigee_work_finished_ns(later) - later->deadline_ns, 0, LATE_MS * MS);
   assert_int_equal(perigee_work_get_status(never), PERIGEE_WORK_PENDING);
   assert_int_equal(perigee_work_get_status(ended), PERIGEE_WORK_DONE);
   /* What the service holds it gives up when the work ends. */
@@ -507,13 +508,13 @@ static void test_many_deadlines(void **state) {
     assert_int_equal(perigee_work_on_done(works[i], count_call, &calls), 0);
   }
   for (int i = 0; i < MANY; i++)
-    assert_int_equal(perigee_work_wait(works[i], 2000 * MS), PERIGEE_ETIMEDOUT);
+    assert_int_equal(perigee_work_wait(works[i], 5000 * MS), PERIGEE_ETIMEDOUT);
   for (int i = 0; i < MANY; i++) {
-    assert_in_range(perigee_work_finished_ns(works[i]) - works[i]->deadline_ns, 0, 250 * MS);
+    assert_in_range(perigee_work_finished_ns(works[i]) - works[i]->deadline_ns, 0, LATE_MS * MS);
     perigee_work_unref(works[i]);
   }
   int64_t start = perigee__now_ns();
-  while (atomic_load(&calls) < MANY && ms_since(start) < 1000)
+  while (atomic_load(&calls) < MANY && ms_since(start) < 3000)
     perigee__sleep_ns(MS);
   assert_int_equal(atomic_load(&calls), MANY);
 }
