@@ -27,6 +27,23 @@ local perigee = {}
 ---@field timeout? number # default timeout of operations; 1800
 ---@field init_timeout? number # of this call; 300
 ---@field name? string # default "world"
+---@field options? perigee.LayerOptions # what layers of the stack are opened with; subgroups and splits inherit it
+
+---Options of layers, by their names in the stack. Layers of one's own get theirs in `open`; those that come with
+---Perigee need no require, and each describes itself in lua/perigee/layers/<name>.lua.
+---@class perigee.LayerOptions
+---@field log? {level?: "all"|"error"|"start", to?: (fun(line: string, event: table))|file*, ops?: string[]}
+---@field fp16? {feedback?: boolean, min_bytes?: integer, ops?: string[]}
+---@field bf16? {feedback?: boolean, min_bytes?: integer, ops?: string[]}
+---@field topk? {ratio?: number, feedback?: boolean, min_numel?: integer}
+---@field hierarchical? {local_size?: integer, group_of?: fun(world_rank: integer): string|number}
+---@field checked? {sites?: boolean}
+---@field fault? {rules?: table[], seed?: integer}
+---@field retry? {times?: integer, codes?: string[], backoff?: number, factor?: number, max_backoff?: number,
+---ops?: string[]}
+---@field record? {dir?: string, data?: "outputs"|"all"|"none", ops?: string[]}
+---@field replay? {dir?: string, verify?: boolean, ops?: string[]}
+---@field [string] table
 
 ---Join the world: waits for all ranks. May be called again, each call is a new world.
 ---@param opts? perigee.InitOptions
@@ -39,6 +56,12 @@ function perigee.init(opts) end
 ---for none
 ---@return perigee.Backend
 function perigee.backend(name, opts) end
+
+---What stands below a backend when a stack string names nothing: for tools that take stack strings apart.
+---@param name string
+---@return string|false|nil inner # false for a bottom; nil when there is no such backend
+---@return boolean? foreign # a Lua table of another interpreter
+function perigee.backend_inner(name) end
 
 -- Tensors -----------------------------------------------------------------------------------------
 
@@ -214,6 +237,11 @@ function Tensor:totable() end
 ---@return string # the elements' memory, row-major
 function Tensor:tobytes() end
 
+---What stands for these elements as a key of tables with weak keys: the same for every object of them, as long as
+---their memory lives.
+---@return table
+function Tensor:key() end
+
 -- Reduce operations -------------------------------------------------------------------------------
 
 ---@class perigee.ReduceOp
@@ -255,6 +283,17 @@ function perigee.op(def) end
 ---@param fields? table # copied into the object
 ---@return perigee.Error
 function perigee.error(code, message, fields) end
+
+---A value as bytes: nil, booleans, numbers, strings, tables of these, tensors. Refuses the rest and says where:
+---"value.a[3]: function".
+---@param value any
+---@return string
+function perigee.encode(value) end
+
+---The value of bytes made by encode. Never runs anything they contain; EPROTO for bytes that are malformed.
+---@param bytes string
+---@return any
+function perigee.decode(bytes) end
 
 -- Works -------------------------------------------------------------------------------------------
 
@@ -308,8 +347,9 @@ function Work:on_done(f) end
 
 ---Of works made by perigee.future: end it with a value. False when it had ended.
 ---@param value? any
+---@param source? integer # the rank a receive came from
 ---@return boolean
-function Work:set_result(value) end
+function Work:set_result(value, source) end
 
 ---Of works made by perigee.future: end it with an error object, or anything that has a text.
 ---@param err any
@@ -522,6 +562,41 @@ Group.all_to_all = Group.alltoall
 Group.all_to_all_single = Group.alltoall_base
 Group.recvAnysource = Group.recv_anysource
 
+---@class perigee.ObjectOptions
+---@field root? integer # default 0
+---@field timeout? number # of the whole exchange
+
+---The root's value (what perigee.encode takes) on every rank. Blocks, as its siblings do.
+---@param value any # looked at on the root alone
+---@param opts? perigee.ObjectOptions
+---@return any
+function Group:broadcast_object(value, opts) end
+
+---@param value any
+---@param opts? {timeout?: number}
+---@return any[] # the values of all ranks
+function Group:allgather_object(value, opts) end
+
+---@param value any
+---@param opts? perigee.ObjectOptions
+---@return any[]? # the values of all ranks, on the root; nil elsewhere
+function Group:gather_object(value, opts) end
+
+---@param values? any[] # one per rank, on the root
+---@param opts? perigee.ObjectOptions
+---@return any # element r + 1 on rank r
+function Group:scatter_object(values, opts) end
+
+---@param value any
+---@param dst integer
+---@param opts? {tag?: integer, timeout?: number}
+function Group:send_object(value, dst, opts) end
+
+---@param src integer
+---@param opts? {tag?: integer, timeout?: number}
+---@return any
+function Group:recv_object(src, opts) end
+
 ---Collective: ranks with the same color form a group ordered by (key, rank). nil for a negative color.
 ---@param color integer
 ---@param key? integer # default: the rank
@@ -586,7 +661,9 @@ function Group:log(fmt, ...) end
 ---@field size integer
 ---@field group_name string
 ---@field store? perigee.Store
----@field open? fun(self: perigee.Backend, opts: {timeout: number}) # when a group starts to use the layer
+---@field members integer[] # the world's rank of each rank
+---@field open? fun(self: perigee.Backend, opts: table) # when a group starts to use the layer; opts: the group's
+---timeout, and what init was given in options for this layer. It may add overrides to self
 ---@field close? fun(self: perigee.Backend) # when the group ends
 
 ---The layer below: the operations of a group, in canonical or friendly form, always returning a Work.
@@ -594,6 +671,15 @@ function Group:log(fmt, ...) end
 ---@field name string # "fp16(native)"
 ---@field rank integer
 ---@field size integer
+---@field seq integer # number of the operation whose override runs; 0 outside of one
+local Inner = {}
+
+---A group of the layers below, for these ranks in this order; nil on the others. The layer closes it, at the latest in
+---its `close`. Possible from `open` on.
+---@param ranks integer[]
+---@param opts? {name?: string}
+---@return perigee.Group?
+function Inner:subgroup(ranks, opts) end
 
 -- Stores ------------------------------------------------------------------------------------------
 
@@ -712,5 +798,85 @@ function Store:set_timeout(seconds) end
 
 ---@return perigee.Store # a handle with a connection of its own
 function Store:clone() end
+
+-- Testing -----------------------------------------------------------------------------------------
+
+---Worlds of several ranks inside one process, for specs. Also: require "perigee.testing".
+---@class perigee.testing
+local testing = {}
+
+---@class perigee.RanksOptions
+---@field timeout? number # of the whole run, and of operations; 30
+---@field backend? string|table # a stack, or a backend table (over native)
+---@field name? string # of the group; "world"
+
+---Run fn(group) on n ranks, which are threads of this Lua state: they take turns, so closures, upvalues and asserts
+---just work. Returns what fn returned, per rank. The first error of a rank aborts the others and is raised here: a text
+---with "[rank r] " in front, an object with the field rank. When the time is over the ranks are ended: ETIMEDOUT,
+---`ranks` are those that had not returned. Groups are closed and threads joined at the end; subgroups that fn makes are
+---fn's to close.
+---@param n integer
+---@param fn fun(group: perigee.Group): any
+---@param opts? perigee.RanksOptions
+---@return any[]
+function testing.ranks(n, fn, opts) end
+
+---@class perigee.Fault
+---@field rank? integer # of the world; default: every rank
+---@field op? string # default: every operation
+---@field seq? integer # the rank's collective, or point-to-point operation, of this number on the group; default: all
+---@field drop? true # it never reaches the others (a send is lost)
+---@field delay? integer # it reaches the others so many steps of the schedule later
+---@field raise? string # it raises this on the rank
+---@field kill? true # the rank ends here; the others get EPEERDEAD
+
+---@class perigee.SimOptions
+---@field seed? integer # the same seed gives the same schedule; 0
+---@field backend? string|table # a stack of layers in Lua whose bottom is "sim", or a backend table
+---@field options? table<string, table> # per layer, for its open
+---@field faults? perigee.Fault[]
+---@field timeout? number # what group.timeout shows; 1800
+---@field rendezvous? boolean # a send ends only when it was received; default: it is buffered
+---@field max_steps? integer # of the schedule: ELIMIT beyond; 1000000
+---@field name? string
+
+---Run fn(group) on n ranks, which are coroutines of one Lua state, one at a time, in an order made from the seed. Every
+---operation is computed by its definition. Time is virtual: when nobody can move, the earliest timeout that a call (or
+---set_timeout) was given passes; without one that is a deadlock: EDEADLK, whose message and field `waits` say who waits
+---for whom in which operation. perigee.sleep and waits for perigee.future block all ranks. Errors as in ranks.
+---@param n integer
+---@param fn fun(group: perigee.Group): any
+---@param opts? perigee.SimOptions
+---@return any[]
+function testing.sim(n, fn, opts) end
+
+---@class perigee.CheckOptions
+---@field ops? string[] # cases: operations, and allreduce_list, alltoall_base_uneven, send_recv, in_flight, subgroups
+---@field dtypes? perigee.Dtype[] # default: all
+---@field sizes? integer[] # numbers of ranks; {1, 2, 3, 4}
+---@field lengths? integer[] # of tensors; {0, 1, 7}; every reduce operation is tried at the last one
+---@field rtol? number # default: the same bits
+---@field atol? number
+---@field engine? "sim"|"ranks" # "ranks": on threads, over the stack's own bottom
+---@field seed? integer
+---@field timeout? number # of each case on threads
+---@field options? table<string, table>
+---@field raise? boolean # false: return the report of a backend that failed
+
+---@class perigee.CheckReport
+---@field ok boolean
+---@field cases integer
+---@field failures {op: string, case: string, dtype: string, size: integer, ranks: integer, async: boolean,
+---redop: string, rank?: integer, text: string, error?: any, traceback?: string}[]
+---@field verdict fun(self: perigee.CheckReport): string # readable: what failed where, and the first wrong element
+
+---Compare a backend with the definition: every operation, dtype and size, blocking and async, lists, subgroups. Raises
+---the verdict when something differs.
+---@param backend string|table # a stack, or a backend table
+---@param opts? perigee.CheckOptions
+---@return perigee.CheckReport
+function testing.check_backend(backend, opts) end
+
+perigee.testing = testing
 
 return perigee

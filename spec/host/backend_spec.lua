@@ -235,7 +235,7 @@ describe("what an override returns", function()
         local e = helpers.raised(world[row.name], world, table.unpack(a))
         assert.is_not_nil(e, row.name .. " " .. tostring(case[1]))
         assert.equal("ELUATYPE", e.code, row.name .. ": " .. tostring(e))
-        assert.matches(row.name .. " must return a Work or true, " .. case[2], e.message)
+        assert.matches(row.name .. " must return a Work, a table .*, or true; " .. case[2], e.message)
         assert.matches("backend 'spec%d+'", e.message)
         assert.equal(row.name, e.op)
         helpers.close_all()
@@ -386,6 +386,40 @@ describe("a layer's life", function()
     world:allreduce(1)
     world:close()
     assert.equal("ECLOSED", helpers.raised(inner.barrier, inner).code)
+  end)
+
+  it("hears of abort and of a new timeout, later, like a callback", function()
+    local heard = {}
+    local world = world_of {
+      allreduce = function() return perigee.future() end,
+      abort = function(self, reason) heard[#heard + 1] = { "abort", self.rank, reason.code, reason.message } end,
+      set_timeout = function(_, seconds) heard[#heard + 1] = { "timeout", seconds } end,
+    }
+    world:set_timeout(7)
+    perigee.step()
+    assert.same({ { "timeout", 7 } }, heard)
+    local work = world:allreduce(1, { async = true })
+    world:abort "enough"
+    assert.equal("EABORTED", helpers.raised(work.wait, work).code)
+    perigee.step()
+    assert.equal("abort", heard[2][1])
+    assert.equal(0, heard[2][2])
+    assert.equal("EABORTED", heard[2][3])
+    assert.matches("enough", heard[2][4])
+    world:close()
+    perigee.step()
+    assert.equal(2, #heard) -- a close is no abort
+  end)
+
+  it("lets abort end a synchronous call that waits for a script", function()
+    -- The aborting thread is the interpreter's own: it runs the callback.
+    local world = world_of { allreduce = function() return perigee.future() end }
+    local trigger = perigee.future { timeout = 0.05 }
+    trigger:on_done(function() world:abort "from a callback" end)
+    local started = perigee.clock()
+    local e = helpers.raised(world.allreduce, world, 1, { timeout = 20 })
+    assert.equal("EABORTED", e.code)
+    assert.is_true(perigee.clock() - started < 5)
   end)
 
   it("is inherited by split and subgroup", function()

@@ -222,14 +222,14 @@ static void *capped_alloc(void *ud, void *ptr, size_t osize, size_t nsize) {
   int64_t old = ptr != NULL ? (int64_t)osize : 0;
   int64_t used = atomic_load_explicit(&interp->memory_used, memory_order_relaxed);
   if (nsize == 0) {
-    free(ptr);
+    perigee__pool_realloc(&interp->pool, ptr, osize, 0);
     atomic_store_explicit(&interp->memory_used, used - old, memory_order_relaxed);
     return NULL;
   }
   int64_t now = used - old + (int64_t)nsize;
   if (interp->memory_limit > 0 && now > used && now > (int64_t)interp->memory_limit)
     return NULL;
-  void *grown = realloc(ptr, nsize);
+  void *grown = perigee__pool_realloc(&interp->pool, ptr, osize, nsize);
   if (grown != NULL) /* one writer at a time: the holder of the mutex */
     atomic_store_explicit(&interp->memory_used, now, memory_order_relaxed);
   return grown;
@@ -292,6 +292,7 @@ int perigee_interp_create(const perigee_interp_options *given, perigee_interp **
   interp->memory_limit = opts.memory_limit;
   lua_State *L = lua_newstate(capped_alloc, interp);
   if (L == NULL) {
+    perigee__pool_fini(&interp->pool);
     perigee__interp_unref(interp);
     return perigee__fail(PERIGEE_ENOMEM, "no memory for a Lua state (limit %zu bytes)",
                          opts.memory_limit);
@@ -313,6 +314,7 @@ int perigee_interp_create(const perigee_interp_options *given, perigee_interp **
     perigee__fail_with(&error);
   }
   lua_close(L);
+  perigee__pool_fini(&interp->pool);
   perigee__interp_unref(interp);
   return rc;
 }
@@ -349,6 +351,7 @@ void perigee_interp_destroy(perigee_interp **interp_p) {
       PERIGEE_BUG("perigee_interp_destroy by a thread that is inside");
     lua_State *L = interp->main;
     lua_close(L); /* the box's finalizer shuts the interpreter down */
+    perigee__pool_fini(&interp->pool);
   }
   perigee__interp_unref(interp);
 }

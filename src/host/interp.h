@@ -33,6 +33,7 @@
 #include "base/list.h"
 #include "base/thread.h"
 #include "host/imutex.h"
+#include "host/pool.h"
 
 /* Prototypes of functions that may longjmp out by lua_error. */
 #define PERIGEE_RAISES
@@ -60,6 +61,9 @@ typedef struct perigee__lthread {
   int tid;
   uint64_t seq;                   /* number of the operation whose override runs, 0 none */
   struct perigee__waiter *waiter; /* the wait this thread is in, innermost */
+  bool drains_next; /* it runs the ready queue right afterwards: what it queues wakes nobody */
+  void *defer_for;  /* the layer whose synchronous override runs here, or NULL (deferred.h) */
+  struct perigee__deferred *deferred; /* what it holds back; one reference */
 } perigee__lthread;
 
 /* What the ready queue holds. It is embedded in the thing to be run. */
@@ -69,6 +73,8 @@ typedef struct perigee__ready {
   void (*run)(perigee__lthread *t, lua_State *L, struct perigee__ready *self);
   /** The interpreter is closed: frees it without Lua. */
   void (*drop)(struct perigee__ready *self);
+  /** It may wait: it runs outside of the one-at-a-time rule, so that what it waits for can run. */
+  bool may_wait;
 } perigee__ready;
 
 /* A thread that waits for a work and can run the queue meanwhile. On that thread's stack. */
@@ -130,6 +136,7 @@ struct perigee_interp {
   _Atomic int64_t live_threads;
   _Atomic int64_t memory_used;
   size_t memory_limit;
+  perigee__pool pool; /* of an owned state; under mutex */
 };
 
 /* ---- life (interp.c) ---------------------------------------------------------------------------- */
@@ -213,6 +220,8 @@ void perigee__garbage_free(perigee_interp *interp);
 
 /** Any thread, no lock held: append, and see that somebody runs it: a thread that waits in this interpreter, or the dispatcher. */
 void perigee__ready_push(perigee_interp *interp, perigee__ready *item);
+/** Inside, by a thread that waits right afterwards: append and wake nobody; that wait runs it. */
+void perigee__ready_push_own(perigee_interp *interp, perigee__lthread *t, perigee__ready *item);
 /** Inside: run everything that is ready, oldest first. False when nothing was or somebody else is at it. */
 bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State *L);
 /** The interpreter closes: stop the dispatcher and wait that long for it (the mutex must not be held). */

@@ -361,7 +361,10 @@ static void a_forked_child_is_refused(void **state) {
   if (child == 0) {
     bool refused =
         perigee_interp_enter(interp) == NULL && perigee_last_error()->code == PERIGEE_EFORKED;
-    _exit(refused ? 0 : 1);
+    if (refused)
+      execl("/bin/true", "true",
+            (char *)NULL); /* so that no leak checker looks at the child's copy */
+    _exit(1);
   }
   int status;
   assert_int_equal(waitpid(child, &status, 0), child);

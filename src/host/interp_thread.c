@@ -9,6 +9,7 @@
 #include "base/assert.h"
 #include "base/futex.h"
 #include "base/log.h"
+#include "host/deferred.h"
 #include "host/lerror.h"
 
 static perigee_mutex records_lock = PERIGEE_MUTEX_INIT(PERIGEE_LOCK_LEAF, "lua threads");
@@ -324,7 +325,13 @@ void perigee__gap_open(perigee_interp *interp, lua_State *L, perigee__gap *gap) 
   t->current = L;
   t->depth = 0;
   t->gaps++;
+  if (PERIGEE_LIKELY(t->deferred == NULL)) {
+    release(interp);
+    return;
+  }
+  perigee__deferred_mark(t);
   release(interp);
+  perigee__deferred_submit(t);
 }
 
 void perigee__gap_close(perigee_interp *interp, perigee__gap *gap) {

@@ -4,19 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/alloc.h"
-#include "base/log.h"
+#include "group/registry.h"
 #include "host/lerror.h"
-#include "host/lstore.h"
 #include "host/suggest.h"
 
 static const char mark_key; /* in the metatable of a backend table: its stack below */
-
-/* A backend as the registry of the group layer holds it. */
-typedef struct lbackend {
-  perigee_interp *interp; /* counted */
-  perigee__luaref *table;
-} lbackend;
 
 /* ---- names --------------------------------------------------------------------------------------- */
 
@@ -93,7 +85,7 @@ void perigee__backend_check_name(lua_State *L, int index, const char *name) {
 }
 
 /* Every function in the table itself. */
-static void check_table(lua_State *L, int index) {
+void perigee__backend_check_table(lua_State *L, int index) {
   index = lua_absindex(L, index);
   for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1))
     if (lua_type(L, -2) == LUA_TSTRING && lua_type(L, -1) == LUA_TFUNCTION)
@@ -112,210 +104,6 @@ void perigee__backend_method(lua_State *L, int index, const perigee_op_info *inf
     at += len + strspn(at + len, " ");
   }
 }
-
-/* ---- opening a layer ----------------------------------------------------------------------------- */
-
-typedef struct open_args {
-  lbackend *backend;
-  const perigee_layer_info *info;
-  perigee__llayer *layer;
-} open_args;
-
-static void push_instance(lua_State *L, const open_args *args) {
-  const perigee_layer_info *info = args->info;
-  lua_createtable(L, 0, 8); // [ self ]
-  perigee__inner_push(L, args->layer);
-  lua_setfield(L, -2, "inner");
-  lua_pushinteger(L, info->rank);
-  lua_setfield(L, -2, "rank");
-  lua_pushinteger(L, info->nranks);
-  lua_setfield(L, -2, "size");
-  perigee__store_push(L, info->store);
-  lua_setfield(L, -2, "store");
-  lua_pushstring(L, info->group_name);
-  lua_setfield(L, -2, "group_name");
-  lua_pushstring(L, info->backend_name);
-  lua_setfield(L, -2, "name");
-  lua_createtable(L, 0, 1);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, args->backend->table->ref);
-  lua_setfield(L, -2, "__index");
-  lua_setmetatable(L, -2);
-}
-
-/* self:open{timeout =}, if there is one. Self on top. */
-static void call_open(lua_State *L, const perigee_layer_info *info) {
-  if (lua_getfield(L, -1, "open") == LUA_TNIL) {
-    lua_pop(L, 1);
-    return;
-  }
-  lua_pushvalue(L, -2);
-  lua_createtable(L, 0, 1);
-  lua_pushnumber(L, (double)info->timeout_ns / 1e9);
-  lua_setfield(L, -2, "timeout");
-  lua_call(L, 2, 0);
-}
-
-static const char *place_of(lua_State *L, perigee__llayer *layer, int op) {
-  lua_Debug ar;
-  lua_pushvalue(L, -1);
-  if (!lua_getinfo(L, ">S", &ar))
-    return NULL;
-  char text[256];
-  snprintf(text, sizeof(text), "%s of backend '%s', %.80s:%d", perigee_op_name(op), layer->name,
-           ar.short_src, ar.linedefined);
-  return perigee__interp_place(layer->interp, text);
-}
-
-/* References to what handles each operation. Self on top. */
-static void resolve(lua_State *L, perigee__llayer *layer) {
-  int self = lua_gettop(L);
-  for (int op = 0; op < PERIGEE_OP_COUNT; op++) {
-    perigee__backend_method(L, self, perigee_op_get(op));
-    if (lua_isnil(L, -1)) {
-      lua_pop(L, 1);
-      continue;
-    }
-    if (lua_type(L, -1) != LUA_TFUNCTION)
-      perigee__raise(L, PERIGEE_ELUATYPE, "backend '%s': %s must be a function, it is a %s",
-                     layer->name, perigee_op_name(op), perigee__type_name(L, -1));
-    layer->place[op] = place_of(L, layer, op);
-    layer->fn_ref[op] = perigee__ref(layer->interp, L);
-  }
-  if (lua_getfield(L, self, "close") == LUA_TFUNCTION)
-    layer->close_ref = perigee__ref(layer->interp, L);
-  lua_settop(L, self);
-}
-
-static int open_body(lua_State *L) {
-  open_args *args = lua_touserdata(L, 1);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, args->backend->table->ref);
-  check_table(L, -1);
-  push_instance(L, args);
-  lua_pushvalue(L, -1);
-  args->layer->self_ref = perigee__ref(args->layer->interp, L);
-  call_open(L, args->info);
-  check_table(L, -1); /* open may have given the instance methods of its own */
-  resolve(L, args->layer);
-  return 0;
-}
-
-static perigee__llayer *layer_new(const lbackend *backend, const perigee_layer_info *info) {
-  perigee__llayer *layer = perigee__calloc(1, sizeof(*layer));
-  if (layer == NULL)
-    return NULL;
-  atomic_init(&layer->refs, 1);
-  atomic_init(&layer->timeout_ns, info->timeout_ns);
-  layer->interp = backend->interp;
-  perigee__interp_ref(layer->interp);
-  layer->layer = info->layer;
-  perigee__copy_text(layer->name, sizeof(layer->name), info->backend_name);
-  perigee__copy_text(layer->group_name, sizeof(layer->group_name), info->group_name);
-  layer->rank = info->rank;
-  layer->nranks = info->nranks;
-  layer->self_ref = layer->close_ref = LUA_NOREF;
-  for (int op = 0; op < PERIGEE_OP_COUNT; op++)
-    layer->fn_ref[op] = layer->opts[op].meta_ref = LUA_NOREF;
-  return layer;
-}
-
-void perigee__llayer_unref(perigee__llayer *layer) {
-  /* acq_rel: the last owner sees what the others did with it */
-  if (atomic_fetch_sub_explicit(&layer->refs, 1, memory_order_acq_rel) != 1)
-    return;
-  perigee__interp_unref(layer->interp);
-  free(layer);
-}
-
-/* Inside. */
-static void drop_refs(perigee__llayer *layer) {
-  for (int op = 0; op < PERIGEE_OP_COUNT; op++) {
-    perigee__unref(layer->interp, layer->fn_ref[op]);
-    perigee__unref(layer->interp, layer->opts[op].meta_ref);
-    layer->fn_ref[op] = layer->opts[op].meta_ref = LUA_NOREF;
-  }
-  perigee__unref(layer->interp, layer->self_ref);
-  perigee__unref(layer->interp, layer->close_ref);
-  layer->self_ref = layer->close_ref = LUA_NOREF;
-}
-
-static int backend_open(void *backend, const perigee_layer_info *info, void **self_p) {
-  lbackend *b = backend;
-  perigee__lthread *t;
-  PERIGEE_TRY(perigee__enter(b->interp, info->timeout_ns, "open of a backend", false, &t));
-  open_args args = {b, info, layer_new(b, info)};
-  perigee_error error;
-  int rc = 0;
-  if (args.layer == NULL) {
-    perigee__error_set(&error, PERIGEE_ENOMEM, "no memory for a layer");
-    rc = error.code;
-  } else if ((rc = perigee__protect(perigee__lthread_state(t), open_body, &args, &error)) < 0) {
-    atomic_store_explicit(&args.layer->closed, true, memory_order_relaxed);
-    drop_refs(args.layer);
-    perigee__llayer_unref(args.layer);
-  }
-  perigee__leave(b->interp, t);
-  if (rc < 0)
-    return perigee__fail_with(&error);
-  *self_p = args.layer;
-  return 0;
-}
-
-/* ---- closing ------------------------------------------------------------------------------------- */
-
-static int close_body(lua_State *L) {
-  const perigee__llayer *layer = lua_touserdata(L, 1);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, layer->close_ref);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, layer->self_ref);
-  lua_call(L, 1, 0);
-  return 0;
-}
-
-static void backend_close(void *self) {
-  perigee__llayer *layer = self;
-  perigee__lthread *t;
-  /* An interpreter that is gone took its references along. */
-  if (perigee__enter(layer->interp, PERIGEE_NEVER, "close of a backend", false, &t) == 0) {
-    perigee_error error;
-    if (layer->close_ref != LUA_NOREF &&
-        perigee__protect(perigee__lthread_state(t), close_body, layer, &error) < 0)
-      perigee__log(PERIGEE_LOG_WARN, "backend '%s': error in close: %s\n%s", layer->name,
-                   error.message, error.traceback);
-    atomic_store_explicit(&layer->closed, true, memory_order_relaxed);
-    drop_refs(layer);
-    perigee__leave(layer->interp, t);
-  }
-  atomic_store_explicit(&layer->closed, true, memory_order_relaxed);
-  perigee__llayer_unref(layer);
-}
-
-static bool backend_handles(void *self, int op) {
-  const perigee__llayer *layer = self;
-  return layer->fn_ref[op] != LUA_NOREF;
-}
-
-static void backend_set_timeout(void *self, int64_t timeout_ns) {
-  perigee__llayer *layer = self;
-  atomic_store_explicit(&layer->timeout_ns, timeout_ns, memory_order_relaxed);
-}
-
-static void backend_drop(void *backend) {
-  lbackend *b = backend;
-  perigee__luaref_drop(b->table);
-  perigee__interp_unref(b->interp);
-  free(b);
-}
-
-const perigee_backend_ops_v1 perigee__lua_backend_ops = {
-    .size = sizeof(perigee_backend_ops_v1),
-    .abi = 1,
-    .open = backend_open,
-    .close = backend_close,
-    .handles = backend_handles,
-    .submit = perigee__trampoline_submit,
-    .run = perigee__trampoline_run,
-    .set_timeout = backend_set_timeout,
-    .drop = backend_drop,
-};
 
 /* ---- perigee.backend ----------------------------------------------------------------------------- */
 
@@ -352,16 +140,16 @@ static void register_table(lua_State *L, const char *name, const char *inner) {
   perigee_interp *interp = perigee__interp_of_state(L);
   lua_pushvalue(L, -1);
   perigee__luaref *table = perigee__luaref_create(interp, L);
-  lbackend *b = malloc(sizeof(*b));
+  perigee__lbackend *b = malloc(sizeof(*b));
   if (b == NULL) {
     perigee__luaref_drop(table);
     perigee__raise(L, PERIGEE_ENOMEM, "no memory for a backend");
   }
-  *b = (lbackend){.interp = interp, .table = table};
+  *b = (perigee__lbackend){.interp = interp, .table = table};
   perigee__interp_ref(interp);
   int rc = perigee_backend_register(name, inner, &perigee__lua_backend_ops, b);
   if (rc < 0) {
-    backend_drop(b);
+    perigee__lua_backend_ops.drop(b);
     perigee__raise_last(L);
   }
   perigee__copy_text(interp->last_backend, sizeof(interp->last_backend), name);
@@ -422,13 +210,42 @@ void perigee__backend_adopt(lua_State *L, const char *name) {
     lua_settop(L, table);
   }
   inner = inner_field(L, table, name, 1);
-  check_table(L, table);
+  perigee__backend_check_table(L, table);
   lua_pushvalue(L, table);
   register_table(L, name, inner);
   lua_settop(L, table);
 }
 
+/*
+ * perigee.backend_inner(name): its default stack below, false for a bottom; nil when there is no such backend. Second value: whether
+ * it is a Lua table of another interpreter.
+ */
+static int l_backend_inner(lua_State *L) {
+  if (lua_type(L, 1) != LUA_TSTRING)
+    perigee__raise_arg(L, "backend_inner", 1, "name expected, got %s", perigee__type_name(L, 1));
+  perigee__backend *backend;
+  int rc = perigee__backend_find(lua_tostring(L, 1), &backend);
+  if (rc == PERIGEE_ENOENT && !perigee_backend_exists(lua_tostring(L, 1))) {
+    lua_pushnil(L);
+    return 1;
+  }
+  perigee__check(L, rc);
+  char inner[1024]; /* the entry may be replaced meanwhile, and what pushes a string may raise */
+  bool bottom = backend->inner == NULL;
+  bool foreign = backend->ops.open == perigee__lua_backend_ops.open &&
+                 ((perigee__lbackend *)backend->self)->interp != perigee__interp_here(L);
+  perigee__copy_text(inner, sizeof(inner), backend->inner);
+  perigee__backend_unref(backend);
+  if (bottom)
+    lua_pushboolean(L, 0);
+  else
+    lua_pushstring(L, inner);
+  lua_pushboolean(L, foreign);
+  return 2;
+}
+
 void perigee__lbackend_open(lua_State *L) {
-  static const luaL_Reg functions[] = {{"backend", l_backend}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {
+      {"backend", l_backend}, {"backend_inner", l_backend_inner}, {NULL, NULL}};
   perigee__functions_add(L, functions);
 }

@@ -13,6 +13,12 @@
 #include "host/call.h"
 #include "host/object.h"
 
+/* A backend as the registry of the group layer holds it. */
+typedef struct perigee__lbackend {
+  perigee_interp *interp; /* counted */
+  perigee__luaref *table;
+} perigee__lbackend;
+
 /* One layer of one group whose backend is a Lua table. */
 typedef struct perigee__llayer {
   _Atomic uint32_t refs; /* the group's, and one per inner object */
@@ -22,13 +28,21 @@ typedef struct perigee__llayer {
   char name[64], group_name[64];
   int rank, nranks;
   _Atomic int64_t timeout_ns; /* relaxed: a call sees the old or the new one */
+  perigee_mutex running_lock; /* rank LEAF */
+  perigee__node running; /* perigee__running: works of scripts that a synchronous call waits for */
   /* under the interpreter's mutex */
   int self_ref;
-  int close_ref;
+  int close_ref, abort_ref, set_timeout_ref;
   int fn_ref[PERIGEE_OP_COUNT];
   const char *place[PERIGEE_OP_COUNT];
   perigee__opts_cache opts[PERIGEE_OP_COUNT];
 } perigee__llayer;
+
+/* A synchronous call that waits for a work only a script completes: abort and close end it. On the caller's stack. */
+typedef struct perigee__running {
+  perigee__node node;
+  perigee_work *work; /* the caller holds a reference */
+} perigee__running;
 
 extern const perigee_backend_ops_v1 perigee__lua_backend_ops;
 
@@ -42,6 +56,8 @@ int perigee__trampoline_run(void *self, const perigee_request *req, perigee_erro
 
 /** Raise when `name` is an operation misspelt, or when B holds an operation under two names. B at index. [-0, +0, e] */
 PERIGEE_RAISES void perigee__backend_check_name(lua_State *L, int index, const char *name);
+/** The same for every function of the table at index. [-0, +0, e] */
+PERIGEE_RAISES void perigee__backend_check_table(lua_State *L, int index);
 /** The function of op in the table at index by its name or an alias, pushed, or nil. [-0, +1, e] */
 PERIGEE_RAISES void perigee__backend_method(lua_State *L, int index, const perigee_op_info *info);
 

@@ -6,20 +6,22 @@
  */
 #include <stdlib.h>
 
-#include "host/call.h"
+#include "host/deferred.h"
 #include "host/lerror.h"
 #include "host/lperigee.h"
 #include "host/lwork.h"
 
 #include "base/log.h"
+#include "group/work.h"
 
 typedef struct callback {
   perigee__ready ready;
   perigee_interp *interp; /* counted */
   int fn_ref;
-  int parent_ref;        /* the Work object: keeps the parent and its value */
-  perigee_work *parent;  /* one reference: for when there is no Lua any more */
-  perigee_work *derived; /* map: one reference; on_done: NULL */
+  int parent_ref;              /* the Work object: keeps the parent and its value */
+  perigee_work *parent;        /* one reference: for when there is no Lua any more */
+  perigee_work *derived;       /* map: one reference; on_done: NULL */
+  perigee__deferred_user user; /* while the parent is held back */
 } callback;
 
 static void callback_free(callback *cb) {
@@ -78,13 +80,13 @@ static int done_body(lua_State *L) {
 
 static void run_map(lua_State *L, callback *cb) {
   perigee_error error;
+  if (perigee_work_is_completed(cb->derived))
+    return; /* its deadline or an abort was faster */
   if (perigee_work_get_status(cb->parent) != PERIGEE_WORK_DONE) {
     perigee__work_error_of(cb->parent, &error);
     perigee_future_set_error(cb->derived, &error);
     return;
   }
-  if (perigee_work_is_completed(cb->derived))
-    return; /* its deadline or an abort was faster */
   if (perigee__protect(L, map_body, cb, &error) < 0) {
     if (error.op < 0)
       error.op = perigee_work_op(cb->parent);
@@ -92,7 +94,7 @@ static void run_map(lua_State *L, callback *cb) {
       error.seq = perigee_work_seq(cb->parent);
     perigee_future_set_error(cb->derived, &error);
   } else {
-    perigee_future_set_result(cb->derived);
+    perigee__work_finish(cb->derived, NULL, perigee_work_source_rank(cb->parent));
   }
 }
 
@@ -120,9 +122,34 @@ static void on_parent_ended(perigee_work *work, void *arg) {
 
 /* ---- registering --------------------------------------------------------------------------------- */
 
-static perigee__lwork *parent_arg(lua_State *L, const char *method) {
+/* The parent was held back and now has a work (NULL: there was no memory for one). Outside. */
+static void attach(perigee__deferred_user *user, perigee_work *work) {
+  callback *cb = PERIGEE_CONTAINER_OF(user, callback, user);
+  if (work != NULL) {
+    cb->parent = perigee_work_ref(work);
+    perigee_future_depend(cb->derived, work);
+    if (perigee_work_on_done(work, on_parent_ended, cb) == 0)
+      return;
+  }
+  perigee_error error;
+  perigee__error_set(&error, PERIGEE_ENOMEM, "no memory for a callback of map");
+  perigee_future_set_error(cb->derived, &error);
+  perigee__ready_push(cb->interp, &cb->ready); /* finds the derived work ended, and frees all */
+}
+
+/* Whether the operation is held back and can stay so: map only adds itself to it. */
+static bool is_held(const perigee__lwork *w) {
+  return w->deferred != NULL && w->box.ptr == NULL &&
+         atomic_load_explicit(&w->deferred->state, memory_order_relaxed) == PERIGEE_DEFERRED_HELD;
+}
+
+static perigee__lwork *parent_arg(lua_State *L, const char *method, bool may_be_held) {
   perigee__lwork *w = perigee__object_self(L, &perigee__type_work, method);
-  if (w->box.ptr == NULL)
+  bool held = may_be_held && is_held(w);
+  /* A work that was mapped from one that is held back is a work of its own: no need to submit for another map. */
+  if (!held && !(may_be_held && w->box.ptr != NULL))
+    perigee__lwork_settle(L, w);
+  if (w->box.ptr == NULL && !held)
     perigee__raise(L, PERIGEE_ESTATE, "'%s' on a work that has been collected", method);
   if (lua_type(L, 2) != LUA_TFUNCTION)
     perigee__raise_arg(L, method, 1, "function expected, got %s", perigee__type_name(L, 2));
@@ -130,8 +157,10 @@ static perigee__lwork *parent_arg(lua_State *L, const char *method) {
 }
 
 /* The function is at index 2, the parent at 1. */
-static void register_callback(lua_State *L, perigee_interp *interp, perigee_work *parent,
+static void register_callback(lua_State *L, perigee_interp *interp, const perigee__lwork *w,
                               perigee_work *derived) {
+  perigee_work *parent = w->box.ptr;
+  perigee__deferred *held = parent == NULL ? w->deferred : NULL;
   lua_settop(L, 3);
   lua_pushvalue(L, 2);
   int fn_ref = perigee__ref(interp, L);
@@ -144,10 +173,17 @@ static void register_callback(lua_State *L, perigee_interp *interp, perigee_work
                      .interp = interp,
                      .fn_ref = fn_ref,
                      .parent_ref = parent_ref,
-                     .parent = perigee_work_ref(parent),
-                     .derived = derived != NULL ? perigee_work_ref(derived) : NULL};
+                     .parent = parent != NULL ? perigee_work_ref(parent) : NULL,
+                     .derived = derived != NULL ? perigee_work_ref(derived) : NULL,
+                     .user = {.attach = attach}};
     perigee__interp_ref(interp);
-    rc = perigee_work_on_done(parent, on_parent_ended, cb);
+    rc = 0;
+    if (held != NULL) {
+      *held->users_tail = &cb->user;
+      held->users_tail = &cb->user.next;
+    } else {
+      rc = perigee_work_on_done(parent, on_parent_ended, cb);
+    }
     if (rc < 0)
       callback_free(cb);
   } else {
@@ -163,21 +199,25 @@ static void register_callback(lua_State *L, perigee_interp *interp, perigee_work
 /* work:map(f): a new Work that ends after f(value) has run */
 static int l_map(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
-  const perigee__lwork *w = parent_arg(L, "map");
-  perigee_work *parent = w->box.ptr;
+  perigee__lwork *w = parent_arg(L, "map", true);
+  perigee_work *parent = w->box.ptr; /* NULL: held back */
   lua_settop(L, 2);
   perigee__lwork *derived = perigee__lwork_new(L); // [ parent, f, derived ]
   derived->slot = true;
   perigee_request req;
-  int op = perigee_work_op(parent);
+  int op = parent != NULL ? perigee_work_op(parent) : w->deferred->req.op;
   if (op >= 0) {
     perigee_request_init(&req, op);
-    req.seq = perigee_work_seq(parent);
+    req.seq = parent != NULL ? perigee_work_seq(parent) : w->deferred->req.seq;
   }
   perigee_work *work;
   perigee__check(L, perigee_future_create(parent, op >= 0 ? &req : NULL, PERIGEE_NEVER, &work));
   derived->box.ptr = work;
-  register_callback(L, interp, parent, work);
+  register_callback(L, interp, w, work);
+  if (w->deferred != NULL) { /* so that it is known what a wait for this one needs first */
+    derived->deferred = w->deferred;
+    atomic_fetch_add_explicit(&derived->deferred->refs, 1, memory_order_relaxed);
+  }
   lua_settop(L, 3);
   return 1;
 }
@@ -185,8 +225,8 @@ static int l_map(lua_State *L) {
 /* work:on_done(f): f(err, value) once, later; returns the work */
 static int l_on_done(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
-  const perigee__lwork *w = parent_arg(L, "on_done");
-  register_callback(L, interp, w->box.ptr, NULL);
+  const perigee__lwork *w = parent_arg(L, "on_done", false);
+  register_callback(L, interp, w, NULL);
   lua_settop(L, 1);
   return 1;
 }

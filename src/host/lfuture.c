@@ -1,9 +1,11 @@
 /* Works that a script completes (perigee.future), and waiting for several works. */
+#include "host/lfuture.h"
+
 #include <stdlib.h>
 
+#include "group/work.h"
 #include "host/call.h"
 #include "host/lerror.h"
-#include "host/lfuture.h"
 #include "host/lwork.h"
 
 /* perigee.future([{timeout =}]): a pending Work; set_result or set_error ends it, or ETIMEDOUT after `timeout` seconds */
@@ -37,14 +39,15 @@ static perigee_work *open_future(lua_State *L, const char *method) {
   return w->box.ptr;
 }
 
-/* future:set_result([value]): true when this call ended it */
+/* future:set_result([value [, source]]): true when this call ended it. source: the rank a receive came from */
 static int l_set_result(lua_State *L) {
   perigee_work *work = open_future(L, "set_result");
   bool ended = false;
   if (!perigee_work_is_completed(work)) {
+    int source = (int)luaL_optinteger(L, 3, -1);
     lua_settop(L, 2);
     perigee__lwork_set_value(L, work);
-    ended = perigee_future_set_result(work);
+    ended = perigee__work_finish(work, NULL, source);
   }
   lua_pushboolean(L, ended);
   return 1;

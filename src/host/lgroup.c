@@ -5,6 +5,7 @@
 
 #include "host/call.h"
 #include "host/lerror.h"
+#include "host/lshared.h"
 #include "host/lstore.h"
 
 perigee__lgroup *perigee__lgroup_self(lua_State *L, const char *method) {
@@ -63,10 +64,26 @@ static int64_t seconds_field(lua_State *L, int index, const char *function, cons
   return ns;
 }
 
-/* perigee.init{backend =, rank =, size =, store =, timeout =, init_timeout =, name =} */
+/* The field `options` (layer -> its options) for the layers' open, or NULL. [-0, +0, e] */
+static perigee_shared *layer_options_field(lua_State *L, perigee_interp *interp, int index) {
+  if (lua_getfield(L, index, "options") == LUA_TNIL) {
+    lua_pop(L, 1);
+    return NULL;
+  }
+  if (lua_type(L, -1) != LUA_TTABLE)
+    perigee__raise_arg(L, "init", 1, "options: a table (layer -> its options) expected, got %s",
+                       perigee__type_name(L, -1));
+  for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1))
+    if (lua_type(L, -2) != LUA_TSTRING || lua_type(L, -1) != LUA_TTABLE)
+      perigee__raise_arg(L, "init", 1, "options: tables under names of layers expected, got %s",
+                         perigee__type_name(L, -1));
+  return perigee__lshared_create(interp, L);
+}
+
+/* perigee.init{backend =, rank =, size =, store =, timeout =, init_timeout =, name =, options =} */
 static int l_init(lua_State *L) {
-  static const char *const known[] = {"backend", "rank",         "size", "store",
-                                      "timeout", "init_timeout", "name", NULL};
+  static const char *const known[] = {"backend",      "rank", "size",    "store", "timeout",
+                                      "init_timeout", "name", "options", NULL};
   perigee_interp *interp = perigee__interp_here(L);
   perigee_init_options opts;
   perigee_init_options_init(&opts);
@@ -91,10 +108,13 @@ static int l_init(lua_State *L) {
   perigee__lgroup *g = group_new(L);
   perigee_group *group;
   perigee__gap gap;
-  perigee__gap_open(interp, L, &gap);
+  opts.layer_options = layer_options_field(L, interp, 1);
+  perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
   int rc = perigee_init(&opts, &group);
   if (rc == 0)
     group_set(g, group);
+  if (opts.layer_options != NULL)
+    opts.layer_options->unref(opts.layer_options);
   perigee__gap_close(interp, &gap);
   perigee__check(L, rc);
   return 1;
@@ -170,18 +190,16 @@ static int l_split(lua_State *L) {
   return push_group(L, g, rc, group);
 }
 
-/* group:subgroup(ranks [, {name =}]): nil on ranks that are not in the list */
-static int l_subgroup(lua_State *L) {
+int perigee__lgroup_subgroup(lua_State *L, void *parent, int size, perigee__subgroup_fn *make) {
   perigee_interp *interp = perigee__interp_here(L);
-  perigee_group *parent = group_self(L, "subgroup");
   lua_settop(L, 3);
   if (lua_type(L, 2) != LUA_TTABLE)
     perigee__raise_arg(L, "subgroup", 1, "list of ranks expected, got %s",
                        perigee__type_name(L, 2));
   lua_Unsigned n = lua_rawlen(L, 2);
-  if (n > (lua_Unsigned)perigee_group_size(parent))
+  if (n > (lua_Unsigned)size)
     perigee__raise_arg(L, "subgroup", 1, "%llu ranks in a group of %d", (unsigned long long)n,
-                       perigee_group_size(parent));
+                       size);
   const char *name = name_option(L, 3, "subgroup");
   int *ranks = lua_newuserdatauv(L, (n + 1) * sizeof(int), 0);
   for (lua_Unsigned i = 0; i < n; i++) {
@@ -197,9 +215,20 @@ static int l_subgroup(lua_State *L) {
   perigee_group *group = NULL;
   perigee__gap gap;
   perigee__gap_open(interp, L, &gap);
-  int rc = perigee_group_subgroup(parent, ranks, (int)n, name, &group);
+  int rc = make(parent, ranks, (int)n, name, &group);
   perigee__gap_close(interp, &gap);
   return push_group(L, g, rc, group);
+}
+
+static int make_subgroup(void *parent, const int *ranks, int n, const char *name,
+                         perigee_group **group_p) {
+  return perigee_group_subgroup(parent, ranks, n, name, group_p);
+}
+
+/* group:subgroup(ranks [, {name =}]): nil on ranks that are not in the list */
+static int l_subgroup(lua_State *L) {
+  perigee_group *parent = group_self(L, "subgroup");
+  return perigee__lgroup_subgroup(L, parent, perigee_group_size(parent), make_subgroup);
 }
 
 /* ---- state --------------------------------------------------------------------------------------- */
@@ -372,6 +401,7 @@ void perigee__lgroup_open(lua_State *L) {
   perigee__type_open(L, &perigee__type_group, meta, methods, l_index);
   perigee__type_methods(L, &perigee__type_group);
   perigee__lgroup_ops_add(L, perigee__lgroup_op);
+  perigee__lgroup_objects_add(L);
   lua_pop(L, 1);
   perigee__functions_add(L, functions);
 }

@@ -16,6 +16,13 @@ PERIGEE_RAISES perigee__lgroup *perigee__lgroup_self(lua_State *L, const char *m
 /** Add one method per operation and alias to the methods table on top of the stack. [-0, +0, m] */
 PERIGEE_RAISES void perigee__lgroup_ops_add(lua_State *L, lua_CFunction fn);
 int perigee__lgroup_op(lua_State *L);
+/** Add broadcast_object and its siblings to the methods table on top of the stack. [-0, +0, m] */
+PERIGEE_RAISES void perigee__lgroup_objects_add(lua_State *L);
+/** The method subgroup(ranks [, {name =}]) of what `make` makes subgroups of; size: its ranks. [-0, +1, e] */
+typedef int perigee__subgroup_fn(void *parent, const int *ranks, int n, const char *name,
+                                 perigee_group **group_p);
+PERIGEE_RAISES int perigee__lgroup_subgroup(lua_State *L, void *parent, int size,
+                                            perigee__subgroup_fn *make);
 
 /** Type, and perigee.init into the module table on top of the stack. [-0, +0, m] */
 PERIGEE_RAISES void perigee__lgroup_open(lua_State *L);

@@ -54,9 +54,9 @@ static int push_result(lua_State *L, const perigee__call *call, int source) {
   return 2;
 }
 
-/* Through layers: their callbacks (map) run on this thread while it waits. */
-static int run_layered(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
-                       perigee__call *call) {
+/* Only a work knows the source rank. */
+static int run_anysource(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
+                         perigee__call *call) {
   perigee_work *work;
   perigee__check(L, submit(L, interp, g, call, &work));
   int rc = perigee__host_wait(interp, L, work, PERIGEE_TIMEOUT_NONE);
@@ -72,9 +72,10 @@ static int run_layered(lua_State *L, perigee_interp *interp, const perigee__lgro
   return push_result(L, call, source);
 }
 
-/* Straight to the bottom: nothing is allocated on the way. */
-static int run_direct(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
-                      perigee__call *call) {
+/* To its end on this thread: straight to the bottom nothing is allocated on the way, and what layers queue for Lua (map) runs
+ * here, in the trampoline's wait. */
+static int run_sync(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
+                    perigee__call *call) {
   perigee__gap gap;
   perigee__gap_open(interp, L, &gap);
   perigee__call_pin(call);
@@ -82,6 +83,8 @@ static int run_direct(lua_State *L, perigee_interp *interp, const perigee__lgrou
   perigee__call_unpin(call);
   perigee__gap_close(interp, &gap);
   perigee__check(L, rc);
+  if (PERIGEE_UNLIKELY(atomic_load_explicit(&interp->ready_count, memory_order_relaxed) > 0))
+    perigee__ready_drain(interp, gap.t, L);
   return push_result(L, call, -1);
 }
 
@@ -100,10 +103,8 @@ int perigee__lgroup_op(lua_State *L) {
     perigee__raise(L, PERIGEE_EDEADLK,
                    "%s: a callback must not wait: pass async = true and use map or on_done",
                    call.info->name);
-  /* Only a work knows the source. */
-  if (op != PERIGEE_OP_RECV_ANYSOURCE && perigee_group_is_direct(g->box.ptr, op))
-    return run_direct(L, interp, g, &call);
-  return run_layered(L, interp, g, &call);
+  return op == PERIGEE_OP_RECV_ANYSOURCE ? run_anysource(L, interp, g, &call)
+                                         : run_sync(L, interp, g, &call);
 }
 
 static void add_method(lua_State *L, const char *name, size_t len, int op, lua_CFunction fn) {

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "host/call.h"
+#include "host/deferred.h"
 #include "host/lbackend.h"
 #include "host/lerror.h"
 #include "host/lgroup.h"
@@ -35,13 +36,16 @@ static int l_inner_op(lua_State *L) {
   call.rank = layer->rank;
   call.nranks = layer->nranks;
   perigee__call_parse(L, op, &call);
-  call.req.seq = perigee__lthread_here(interp, L)->seq;
+  perigee__lthread *t = perigee__lthread_here(interp, L);
+  call.req.seq = t->seq;
   perigee__lwork *w = perigee__lwork_new(L);
   w->conv = call.conv;
   if (call.value != 0) {
     lua_pushvalue(L, call.value);
     lua_setiuservalue(L, -2, 1);
   }
+  if ((w->deferred = perigee__deferred_create(t, layer, &call)) != NULL)
+    return 1;
   perigee_work *work;
   perigee__gap gap;
   perigee__gap_open(interp, L, &gap);
@@ -52,6 +56,17 @@ static int l_inner_op(lua_State *L) {
   perigee__check(L, rc);
   w->box.ptr = work;
   return 1;
+}
+
+static int make_subgroup(void *parent, const int *ranks, int n, const char *name,
+                         perigee_group **group_p) {
+  return perigee_layer_subgroup(parent, ranks, n, name, group_p);
+}
+
+/* inner:subgroup(ranks [, {name =}]): a group of the layers below; the layer closes it */
+static int l_subgroup(lua_State *L) {
+  const perigee__llayer *layer = self(L, "subgroup");
+  return perigee__lgroup_subgroup(L, layer->layer, layer->nranks, make_subgroup);
 }
 
 static int l_gc(lua_State *L) {
@@ -76,6 +91,8 @@ static int l_index(lua_State *L) {
     lua_pushinteger(L, layer->rank);
   else if (strcmp(key, "size") == 0)
     lua_pushinteger(L, layer->nranks);
+  else if (strcmp(key, "seq") == 0) /* of the operation whose override runs, 0 outside */
+    lua_pushinteger(L, (lua_Integer)perigee__lthread_here(perigee__interp_here(L), L)->seq);
   else
     lua_pushnil(L);
   return 1;
@@ -91,8 +108,8 @@ static int l_tostring(lua_State *L) {
 
 void perigee__linner_open(lua_State *L) {
   static const luaL_Reg meta[] = {{"__gc", l_gc}, {"__tostring", l_tostring}, {NULL, NULL}};
-  static const luaL_Reg none[] = {{NULL, NULL}};
-  perigee__type_open(L, &perigee__type_inner, meta, none, l_index);
+  static const luaL_Reg methods[] = {{"subgroup", l_subgroup}, {NULL, NULL}};
+  perigee__type_open(L, &perigee__type_inner, meta, methods, l_index);
   perigee__type_methods(L, &perigee__type_inner);
   perigee__lgroup_ops_add(L, l_inner_op);
   lua_pop(L, 1);

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "host/call.h"
+#include "host/codec.h"
 #include "host/lbackend.h"
 #include "host/lerror.h"
 #include "host/lfuture.h"
@@ -15,6 +16,7 @@
 #include "host/lop.h"
 #include "host/lstore.h"
 #include "host/ltensor.h"
+#include "host/ltesting.h"
 #include "host/lwork.h"
 
 static const char module_key; /* registry: the module table */
@@ -150,12 +152,14 @@ int luaopen_perigee_core(lua_State *L) {
   perigee__lerror_open(L);
   perigee__ltensor_open(L);
   perigee__lop_open(L);
+  perigee__codec_open(L);
   perigee__lwork_open(L);
   perigee__lfuture_open(L);
   perigee__lstore_open(L);
   perigee__lgroup_open(L);
   perigee__linner_open(L);
   perigee__lbackend_open(L);
+  perigee__ltesting_open(L);
   lua_pushvalue(L, -1);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &module_key);
   return 1;

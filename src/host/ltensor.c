@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "host/lerror.h"
+#include "host/lshared.h"
 
 /* A tensor weighs a few dozen bytes for the collector, whatever its storage: it is told after this many bytes. */
 #define DEBT_BYTES ((int64_t)256 << 10)
@@ -330,6 +331,45 @@ static int l_tobytes(lua_State *L) {
   return 1;
 }
 
+/* ---- identity ------------------------------------------------------------------------------------ */
+
+/* The table of keys of the tensor's storage, made on first use; nil where nobody counts the storage. [-0, +1, e] */
+static void push_keys(lua_State *L, perigee_interp *interp, perigee_tensor *t) {
+  perigee_shared *there = perigee_tensor_attach(t, NULL);
+  if (there == NULL) {
+    lua_newtable(L);
+    perigee_shared *made = perigee__lshared_create(interp, L);
+    there = perigee_tensor_attach(t, made);
+    made->unref(made);
+  }
+  perigee__lshared_push(interp, L, there);
+}
+
+/*
+ * t:key(): what stands for these elements in tables with weak keys: the same for every object of them, as long as their memory
+ * lives. Where that cannot be told (memory that nobody counts, or that another interpreter has marked) a new one each time.
+ */
+static int l_key(lua_State *L) {
+  perigee_interp *interp = perigee__interp_here(L);
+  perigee_tensor *t = perigee__tensor_self(L, "key");
+  push_keys(L, interp, t);
+  if (lua_isnil(L, -1)) {
+    lua_newtable(L);
+    return 1;
+  }
+  lua_pushfstring(L, "%p %I %s", perigee_tensor_data(t), (LUAI_UACINT)perigee_tensor_numel(t),
+                  perigee_dtype_name(perigee_tensor_dtype(t)));
+  lua_pushvalue(L, -1); // [ t, keys, name, name ]
+  if (lua_rawget(L, -3) != LUA_TNIL)
+    return 1;
+  lua_pop(L, 1);
+  lua_newtable(L);
+  lua_insert(L, -2);
+  lua_pushvalue(L, -2); // [ t, keys, key, name, key ]
+  lua_rawset(L, -4);
+  return 1;
+}
+
 /* ---- the type ------------------------------------------------------------------------------------ */
 
 static const luaL_Reg meta[] = {
@@ -339,7 +379,7 @@ static const luaL_Reg meta[] = {
 
 static const luaL_Reg methods[] = {
     {"get", l_get},         {"set", l_set}, {"totable", perigee__ltensor_totable},
-    {"tobytes", l_tobytes}, {NULL, NULL},
+    {"tobytes", l_tobytes}, {"key", l_key}, {NULL, NULL},
 };
 
 void perigee__ltensor_open(lua_State *L) {

@@ -5,7 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "host/call.h"
+#include "base/clock.h"
+#include "host/deferred.h"
 #include "host/lerror.h"
 #include "host/lfuture.h"
 
@@ -13,13 +14,47 @@ perigee__lwork *perigee__lwork_new(lua_State *L) {
   return perigee__object_new(L, &perigee__type_work, sizeof(perigee__lwork), 1);
 }
 
+static void give_up_a_moment(lua_State *L, perigee_interp *interp, int64_t ns) {
+  perigee__gap gap;
+  perigee__gap_open(interp, L, &gap); /* submits what this thread holds back */
+  if (ns > 0)
+    perigee__sleep_ns(ns);
+  perigee__gap_close(interp, &gap);
+}
+
+void perigee__lwork_settle(lua_State *L, perigee__lwork *w) {
+  perigee__deferred *d = w->deferred;
+  if (PERIGEE_LIKELY(d == NULL))
+    return;
+  perigee_interp *interp = d->layer->interp;
+  /* acquire: pairs with the release in settle */
+  while (atomic_load_explicit(&d->state, memory_order_acquire) != PERIGEE_DEFERRED_SETTLED) {
+    const perigee__lthread *t = perigee__lthread_here(interp, L);
+    if (t->deferred == d)
+      give_up_a_moment(L, interp, 0);
+    else if (d->runner == t)
+      perigee__raise(L, PERIGEE_EDEADLK, "the work is being run by this very thread");
+    else
+      give_up_a_moment(L, interp, PERIGEE_NS_PER_MS / 10);
+  }
+  if (w->deferred != d)
+    return; /* another thread was faster */
+  if (w->box.ptr == NULL && d->work != NULL)
+    w->box.ptr = perigee_work_ref(d->work);
+  w->deferred = NULL;
+  perigee__deferred_unref(d);
+}
+
 perigee__lwork *perigee__lwork_get(lua_State *L, int index) {
   perigee__lwork *w = perigee__object_get(L, index, &perigee__type_work);
+  if (w != NULL)
+    perigee__lwork_settle(L, w);
   return w != NULL && w->box.ptr != NULL ? w : NULL;
 }
 
 static perigee__lwork *self(lua_State *L, const char *method) {
   perigee__lwork *w = perigee__object_self(L, &perigee__type_work, method);
+  perigee__lwork_settle(L, w);
   if (w->box.ptr == NULL)
     perigee__raise(L, PERIGEE_ESTATE, "'%s' on a work that has been collected", method);
   return w;
@@ -30,6 +65,8 @@ static int l_gc(lua_State *L) {
   if (w != NULL) {
     perigee_work_unref(w->box.ptr);
     w->box.ptr = NULL;
+    perigee__deferred_unref(w->deferred);
+    w->deferred = NULL;
   }
   return 0;
 }
@@ -183,7 +220,8 @@ static int l_index(lua_State *L) {
 }
 
 static int l_tostring(lua_State *L) {
-  const perigee__lwork *w = perigee__object_self(L, &perigee__type_work, "tostring");
+  perigee__lwork *w = perigee__object_self(L, &perigee__type_work, "tostring");
+  perigee__lwork_settle(L, w);
   const perigee_work *work = w->box.ptr;
   if (work == NULL) {
     lua_pushliteral(L, "work (collected)");

@@ -17,12 +17,16 @@ typedef struct perigee__lwork {
   unsigned conv;    /* PERIGEE_CONV_* */
   bool slot;        /* the value is in the work's slot: a script made this work */
   bool open;        /* perigee.future: set_result and set_error may be called */
+  /* What this object stands for (box.ptr is NULL until it is settled) or was mapped from; one reference, or NULL. */
+  struct perigee__deferred *deferred;
 } perigee__lwork;
 
 /** [-0, +1, m] A new object without a work yet: the caller fills box.ptr with one it owns, and user value 1. */
 PERIGEE_RAISES perigee__lwork *perigee__lwork_new(lua_State *L);
-/** The live work object at index, or NULL. [-0, +0, -] */
-perigee__lwork *perigee__lwork_get(lua_State *L, int index);
+/** The live work object at index, or NULL. What it holds back is submitted first. [-0, +0, e] */
+PERIGEE_RAISES perigee__lwork *perigee__lwork_get(lua_State *L, int index);
+/** See that w has a work: submits what was held back. [-0, +0, e] */
+PERIGEE_RAISES void perigee__lwork_settle(lua_State *L, perigee__lwork *w);
 /** Push what wait returns when the work at index is done; returns how many values. [-0, +1..2, m] */
 PERIGEE_RAISES int perigee__lwork_push_value(lua_State *L, int index);
 /** The error of a work that failed, with op and seq filled in. */

@@ -42,6 +42,8 @@ static perigee_work *wake_one_locked(perigee_interp *interp, bool *handled_p) {
   perigee__lthread *t = perigee__lthread_find(interp);
   perigee__waiter *chosen = t != NULL ? t->waiter : NULL;
   *handled_p = true;
+  if (t != NULL && t->drains_next)
+    return NULL;
   if (chosen != NULL) {
     /* This thread runs what it waits for; it looks at its word before it sleeps. */
     atomic_store_explicit(&chosen->interrupt, 1, memory_order_release);
@@ -100,6 +102,13 @@ void perigee__ready_push(perigee_interp *interp, perigee__ready *item) {
   }
 }
 
+void perigee__ready_push_own(perigee_interp *interp, perigee__lthread *t, perigee__ready *item) {
+  bool before = t->drains_next;
+  t->drains_next = true;
+  perigee__ready_push(interp, item);
+  t->drains_next = before;
+}
+
 static perigee__ready *pop(perigee_interp *interp) {
   perigee__ready *item = NULL;
   perigee__lock(&interp->ready_lock);
@@ -118,12 +127,28 @@ bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State
   interp->draining = true;
   t->callbacks++;
   uint64_t seq = t->seq;
+  void *defer_for = t->defer_for;
   t->seq = 0;
-  for (perigee__ready *item; (item = pop(interp)) != NULL;)
+  t->defer_for = NULL;
+  bool mine = true;
+  for (perigee__ready *item; mine && (item = pop(interp)) != NULL;) {
+    if (!item->may_wait) {
+      item->run(t, L, item);
+      continue;
+    }
+    interp->draining = false;
+    t->callbacks--;
     item->run(t, L, item);
+    t->callbacks++;
+    /* Another thread may have taken over, and is in the middle of a callback. */
+    mine = !interp->draining;
+    interp->draining = true;
+  }
   t->seq = seq;
+  t->defer_for = defer_for;
   t->callbacks--;
-  interp->draining = false;
+  if (mine)
+    interp->draining = false;
   return true;
 }
 
@@ -190,6 +215,9 @@ static void waiter_add(perigee_interp *interp, perigee__lthread *t, perigee__wai
   w->outer = t->waiter;
   t->waiter = w;
   perigee__lock(&interp->ready_lock);
+  /* Only the innermost wait of a thread can be woken; the outer ones look at the queue when it comes back to them. */
+  if (w->outer != NULL)
+    perigee__list_remove(&w->outer->node);
   perigee__list_append(&interp->waiters, &w->node);
   perigee__unlock(&interp->ready_lock);
 }
@@ -197,6 +225,10 @@ static void waiter_add(perigee_interp *interp, perigee__lthread *t, perigee__wai
 static void waiter_remove(perigee_interp *interp, perigee__lthread *t, perigee__waiter *w) {
   perigee__lock(&interp->ready_lock);
   perigee__list_remove(&w->node);
+  if (w->outer != NULL) {
+    perigee__list_append(&interp->waiters, &w->outer->node);
+    atomic_store_explicit(&w->outer->interrupt, 1, memory_order_relaxed);
+  }
   perigee__unlock(&interp->ready_lock);
   t->waiter = w->outer;
 }
@@ -235,20 +267,25 @@ static int wait_inside(perigee_interp *interp, perigee__lthread *t, lua_State *L
   }
 }
 
+static void drain_from_c(perigee_interp *interp) {
+  perigee__lthread *t;
+  if (atomic_load_explicit(&interp->ready_count, memory_order_relaxed) == 0 ||
+      perigee__enter(interp, PERIGEE_NEVER, "callbacks of works", true, &t) < 0)
+    return;
+  perigee__ready_drain(interp, t, perigee__lthread_state(t));
+  perigee__leave(interp, t);
+}
+
 static int wait_from_c(perigee_interp *interp, perigee__waiter *w, int64_t deadline_ns,
                        int64_t timeout_ns) {
+  drain_from_c(interp);
   for (;;) {
     int rc = wait_outside(w, deadline_ns, timeout_ns);
     atomic_store_explicit(&w->interrupt, 0, memory_order_relaxed);
     perigee_error error;
     if (rc < 0)
       error = *perigee_last_error();
-    perigee__lthread *t;
-    if (atomic_load_explicit(&interp->ready_count, memory_order_relaxed) > 0 &&
-        perigee__enter(interp, PERIGEE_NEVER, "callbacks of works", true, &t) == 0) {
-      perigee__ready_drain(interp, t, perigee__lthread_state(t));
-      perigee__leave(interp, t);
-    }
+    drain_from_c(interp);
     if (rc != 1)
       return rc < 0 ? perigee__fail_with(&error) : rc;
     PERIGEE_TRY(closing(interp));

@@ -11,17 +11,29 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "group/group.h"
+#include "group/work.h"
+#include "host/deferred.h"
 #include "host/lbackend.h"
 #include "host/lerror.h"
+#include "host/ltablework.h"
 #include "host/ltensor.h"
 #include "host/lwork.h"
 
 typedef struct submission {
+  perigee__lthread *t;
   perigee__llayer *layer;
   const perigee_request *req;
-  perigee_work *work; /* one reference, set on success */
-  bool ours;          /* the work is one that a script completes */
+  perigee_work *work;          /* one reference, set on success */
+  bool waits;                  /* the caller waits for the work right afterwards */
+  perigee__deferred *deferred; /* what the result needs first, held back so far; one reference */
 } submission;
+
+static int64_t timeout_of(const submission *s) {
+  return s->req->timeout_ns == PERIGEE_TIMEOUT_DEFAULT
+             ? atomic_load_explicit(&s->layer->timeout_ns, memory_order_relaxed)
+             : s->req->timeout_ns;
+}
 
 /* ---- arguments ----------------------------------------------------------------------------------- */
 
@@ -85,19 +97,41 @@ static int push_args(lua_State *L, perigee__llayer *layer, const perigee_request
 
 /* ---- result -------------------------------------------------------------------------------------- */
 
+/* The Work of an operation that is still held back, or one mapped from it: then the caller runs it. */
+static bool take_held_back(submission *s, const perigee__lwork *w) {
+  perigee__lthread *t = s->t;
+  if (w->deferred == NULL || w->deferred != t->deferred)
+    return false;
+  s->deferred = t->deferred; /* the thread's reference */
+  perigee__deferred_mark(t);
+  t->deferred = NULL;
+  if (w->box.ptr != NULL)
+    s->work = perigee_work_ref(w->box.ptr);
+  return true;
+}
+
 static void take_result(lua_State *L, submission *s) {
-  const perigee__lwork *w = perigee__lwork_get(L, -1);
+  perigee__lwork *w = perigee__object_get(L, -1, &perigee__type_work);
+  if (w != NULL && take_held_back(s, w))
+    return;
+  w = perigee__lwork_get(L, -1);
   if (w != NULL) {
     s->work = perigee_work_ref(w->box.ptr);
-    s->ours = w->slot;
     return;
   }
   if (lua_type(L, -1) == LUA_TBOOLEAN && lua_toboolean(L, -1)) {
     s->work = perigee_work_done();
     return;
   }
+  if (lua_type(L, -1) == LUA_TTABLE) {
+    s->work = perigee__table_work(L, s->layer->interp, s->req, timeout_of(s), s->waits);
+    if (s->work != NULL)
+      return;
+  }
   const char *hint = lua_isnil(L, -1) ? " (is a 'return' missing?)" : "";
-  perigee__raise(L, PERIGEE_ELUATYPE, "backend '%s': %s must return a Work or true, got %s%s",
+  perigee__raise(L, PERIGEE_ELUATYPE,
+                 "backend '%s': %s must return a Work, a table with wait, get_future or "
+                 "is_completed, or true; got %s%s",
                  s->layer->name, perigee_op_name(s->req->op), perigee__type_name(L, -1), hint);
 }
 
@@ -125,23 +159,28 @@ static void decorate(perigee_error *error, const submission *s) {
     memcpy(error->group, s->layer->group_name, sizeof(error->group));
 }
 
-static int64_t timeout_of(const submission *s) {
-  return s->req->timeout_ns == PERIGEE_TIMEOUT_DEFAULT
-             ? atomic_load_explicit(&s->layer->timeout_ns, memory_order_relaxed)
-             : s->req->timeout_ns;
-}
-
 static int enter_and_call(submission *s) {
   perigee__llayer *layer = s->layer;
   perigee_interp *interp = layer->interp;
   perigee__lthread *t;
   PERIGEE_TRY(perigee__enter(interp, timeout_of(s), layer->place[s->req->op], false, &t));
+  s->t = t;
   uint64_t seq = t->seq;
+  void *defer_for = t->defer_for;
+  perigee__deferred *outer = t->deferred;
   t->seq = s->req->seq;
+  t->defer_for = s->waits ? layer : NULL;
+  t->deferred = NULL;
   perigee_error error;
   int rc = perigee__protect(perigee__lthread_state(t), body, s, &error);
   t->seq = seq;
+  t->defer_for = defer_for;
+  perigee__deferred *left = t->deferred;
+  perigee__deferred_mark(t);
   perigee__leave(interp, t);
+  if (PERIGEE_UNLIKELY(left != NULL)) /* issued, but not what was returned */
+    perigee__deferred_submit(t);
+  t->deferred = outer;
   if (PERIGEE_LIKELY(rc == 0))
     return 0;
   perigee_work_unref(s->work);
@@ -159,11 +198,18 @@ int perigee__trampoline_submit(void *self, const perigee_request *req, perigee_w
 /* Wait for the work an override returned; what it needs from Lua (map) runs on this thread. */
 static int wait_for(submission *s, int64_t deadline_ns) {
   perigee_interp *interp = s->layer->interp;
-  if (!s->ours) /* it ends by its own deadline */
+  if (s->work->ops != NULL) /* an engine runs it: it ends by its own deadline */
     return perigee__host_wait(interp, NULL, s->work, PERIGEE_TIMEOUT_NONE);
-  int64_t left =
-      deadline_ns == PERIGEE_NEVER ? PERIGEE_TIMEOUT_NONE : perigee__time_left(deadline_ns) + 1;
+  int64_t left = deadline_ns == PERIGEE_NEVER ? PERIGEE_TIMEOUT_NONE
+                                              : perigee__time_left(deadline_ns) + PERIGEE__SLACK_NS;
+  perigee__running running = {.work = s->work};
+  perigee__lock(&s->layer->running_lock);
+  perigee__list_append(&s->layer->running, &running.node);
+  perigee__unlock(&s->layer->running_lock);
   int rc = perigee__host_wait(interp, NULL, s->work, left);
+  perigee__lock(&s->layer->running_lock);
+  perigee__list_remove(&running.node);
+  perigee__unlock(&s->layer->running_lock);
   if (rc != PERIGEE_EAGAIN)
     return rc;
   perigee_error late;
@@ -175,17 +221,35 @@ static int wait_for(submission *s, int64_t deadline_ns) {
   return perigee_work_wait(s->work, 0);
 }
 
+/* What was held back runs here, to its end. Returns its code when it is all there is to do, else 1. */
+static int run_held_back(submission *s, perigee_error *error_p) {
+  s->t->drains_next = s->work != NULL; /* in wait_for */
+  int rc = perigee__deferred_run(s->deferred);
+  s->t->drains_next = false;
+  if (s->work != NULL) /* mapped from it: that has yet to run, and knows about a failure */
+    return 1;
+  if (PERIGEE_UNLIKELY(rc < 0)) {
+    *error_p = *perigee_last_error();
+    decorate(error_p, s);
+  }
+  return rc;
+}
+
 int perigee__trampoline_run(void *self, const perigee_request *req, perigee_error *error_p) {
-  submission s = {.layer = self, .req = req};
+  submission s = {.layer = self, .req = req, .waits = true};
   int rc = enter_and_call(&s);
   if (PERIGEE_UNLIKELY(rc < 0)) {
     *error_p = *perigee_last_error();
     return rc;
   }
+  if (s.work == perigee_work_done())
+    return 0;
+  int64_t deadline_ns = s.work != NULL ? perigee__deadline_in(timeout_of(&s)) : PERIGEE_NEVER;
+  if (s.deferred != NULL && (rc = run_held_back(&s, error_p)) <= 0)
+    return rc;
   perigee_work_status status = perigee_work_get_status(s.work);
-  if (status == PERIGEE_WORK_PENDING)
-    rc = wait_for(&s, perigee__deadline_in(timeout_of(&s)));
-  if (status == PERIGEE_WORK_DONE || rc == 0) {
+  if (status == PERIGEE_WORK_DONE ||
+      (status == PERIGEE_WORK_PENDING && wait_for(&s, deadline_ns) == 0)) {
     perigee_work_unref(s.work);
     return 0;
   }
