@@ -1,0 +1,261 @@
+--- What the ready-made layers share: options, calls as text, and straight-line functions that wait without blocking.
+-- Not a layer itself.
+local perigee = require "perigee"
+
+local common = {}
+
+--- Name of an operation -> its row of the operation table; `names` holds them in the table's order.
+common.rows, common.names = {}, {}
+local alias_of = {}
+for i, row in ipairs(perigee.ops()) do
+  common.rows[row.name], common.names[i] = row, row.name
+  for alias in row.aliases:gmatch "%S+" do alias_of[alias] = row.name end
+end
+
+--- Whether all ranks take part in it, in one order.
+function common.is_collective(row) return not row.takes.tag end
+
+-- Errors and options ------------------------------------------------------------------------------
+
+local function refuse(self, fmt, ...)
+  error(perigee.error("EINVAL", ("layer '%s': "):format(self.name) .. fmt:format(...)), 0)
+end
+common.refuse = refuse
+
+--- The options a layer was opened with, over its defaults. `defaults` lists all that it knows: a value (which also
+-- tells the type), or { "type", "type", ... } for one without.
+function common.options(self, given, defaults)
+  local options = {}
+  for name, default in pairs(defaults) do
+    if type(default) ~= "table" then options[name] = default end
+  end
+  for name, value in pairs(given or {}) do
+    local default = defaults[name]
+    if default == nil and name ~= "timeout" then -- the group's, which every layer is told
+      local known = {}
+      for k in pairs(defaults) do known[#known + 1] = k end
+      table.sort(known)
+      refuse(self, "unknown option '%s' (it takes %s)", tostring(name), table.concat(known, ", "))
+    elseif default ~= nil then
+      local types = type(default) == "table" and default or { type(default) }
+      local fits = false
+      for _, wanted in ipairs(types) do fits = fits or type(value) == wanted or math.type(value) == wanted end
+      if not fits then
+        refuse(self, "option '%s': %s expected, got %s", name, table.concat(types, " or "), type(value))
+      end
+      options[name] = value
+    end
+  end
+  return options
+end
+
+--- A list of names of operations as a set; nil is all of `default` (a list).
+function common.op_set(self, list, default)
+  local set = {}
+  for _, name in ipairs(list or default) do
+    local op = common.rows[name] and name or alias_of[name]
+    if not op then refuse(self, "there is no operation '%s'", tostring(name)) end
+    set[op] = true
+  end
+  return set
+end
+
+--- Give the instance an override of each operation in the set: make(row) returns the function. What is not in it never
+-- comes into Lua.
+function common.override(self, set, make)
+  for _, name in ipairs(common.names) do
+    if set[name] then self[name] = make(common.rows[name]) end
+  end
+end
+
+-- Calls -------------------------------------------------------------------------------------------
+
+local function flat(value, form)
+  if form == "one" then return { value } end
+  if form ~= "lists" then return value end
+  local list = {}
+  for _, row in ipairs(value) do table.move(row, 1, #row, #list + 1, list) end
+  return list
+end
+
+--- The arguments of an override by name: outs, ins (flat lists), out_splits, in_splits, peer, tag, opts.
+function common.call(row, ...)
+  local args, at = { ... }, 1
+  local call = { outs = {}, ins = {} }
+  local function take()
+    at = at + 1
+    return args[at - 1]
+  end
+  if row.out ~= "none" then call.outs = flat(take(), row.out) end
+  if row["in"] ~= "none" then call.ins = flat(take(), row["in"]) end
+  if row.takes.splits then call.out_splits, call.in_splits = take(), take() end
+  if row.takes.dst or row.takes.src then call.peer = take() end
+  if row.takes.tag then call.tag = take() end
+  call.opts = take()
+  if row["in"] == "inplace" then call.outs = call.ins end
+  return call
+end
+
+--- "f32[2,3]"
+function common.tensor_text(t)
+  return ("%s[%s]"):format(t.dtype, table.concat(t.shape, ","))
+end
+
+--- "f32[4] 3*i64[]": equal neighbours are counted. text(t): of one tensor.
+function common.tensors_text(list, text)
+  text = text or common.tensor_text
+  local parts, i = {}, 1
+  while i <= #list do
+    local one, n = text(list[i]), 1
+    while list[i + n] and text(list[i + n]) == one do n = n + 1 end
+    parts[#parts + 1] = n > 1 and ("%d*%s"):format(n, one) or one
+    i = i + n
+  end
+  return table.concat(parts, " ")
+end
+
+local function splits_text(splits)
+  return splits and #splits > 0 and "{" .. table.concat(splits, ",") .. "}" or "even"
+end
+
+--- The options that decide what an operation does: " op=sum root=1"; timeouts do not.
+function common.options_text(row, call)
+  local parts = { "" }
+  local function add(name, value) parts[#parts + 1] = name .. "=" .. value end
+  if row.takes.op then
+    local op = call.opts.op
+    add("op", type(op) == "string" and op or op.factor and ("premul_sum(%.17g)"):format(op.factor) or op.name)
+  end
+  if row.takes.root then add("root", call.opts.root) end
+  if call.peer then add(row.takes.dst and "dst" or "src", call.peer) end
+  if call.tag then add("tag", call.tag) end
+  if row.takes.splits then
+    add("output_splits", splits_text(call.out_splits))
+    add("input_splits", splits_text(call.in_splits))
+  end
+  if row.takes.wait_all_ranks then add("wait_all_ranks", tostring(call.opts.wait_all_ranks)) end
+  return table.concat(parts, " ")
+end
+
+--- The whole call in a line: "allgather out 2*f32[4] in f32[4]", "allreduce f32[4] op=sum".
+function common.text(row, call)
+  local text = row.name
+  if row["in"] == "inplace" or row.out == "none" or row["in"] == "none" then
+    local tensors = common.tensors_text(row["in"] ~= "none" and call.ins or call.outs)
+    if tensors ~= "" then text = text .. " " .. tensors end
+  else
+    text = ("%s out %s in %s"):format(text, common.tensors_text(call.outs), common.tensors_text(call.ins))
+  end
+  return text .. common.options_text(row, call)
+end
+
+--- Submit to the layer below: a Work, or nil and what was raised.
+function common.submit(inner, name, ...)
+  local ok, work = pcall(inner[name], inner, ...)
+  if ok then return work end
+  return nil, work
+end
+
+--- What was raised, as an error object.
+function common.as_error(e)
+  if type(e) == "table" and e.code and e.message then return e end
+  return perigee.error("ELUA", tostring(e))
+end
+
+-- Straight-line functions -------------------------------------------------------------------------
+
+local maker_of = setmetatable({}, { __mode = "k" })
+
+local function end_future(future, thread, ok, value, source)
+  if ok then
+    future:set_result(value, source)
+    return
+  end
+  local e = common.as_error(value)
+  e.traceback = e.traceback or debug.traceback(thread)
+  future:set_error(e)
+  coroutine.close(thread)
+end
+
+--- Run body(wait) as a coroutine and return a Work for its first value (the second: the source rank of a receive).
+-- wait(work) gives the work's value, or raises its error; until the work has ended the coroutine is suspended, so that
+-- the caller is never blocked. future: the Work to use instead of a new one.
+function common.task(body, future)
+  future = future or perigee.future()
+  local thread = coroutine.create(body)
+  maker_of[thread] = coroutine.running()
+  local function wait(work)
+    if not work:is_completed() then coroutine.yield(work) end
+    return work:result()
+  end
+  local function step(...)
+    local ok, value, source = coroutine.resume(thread, ...)
+    if coroutine.status(thread) == "suspended" then
+      value:on_done(function() step() end)
+    else
+      end_future(future, thread, ok, value, source)
+    end
+  end
+  step(wait)
+  maker_of[thread] = nil -- from now on it runs when its works end
+  return future
+end
+
+--- The coroutine that is making the task `thread`; nil later, and when it is no task.
+function common.maker(thread) return maker_of[thread] end
+
+--- In a task: let the seconds pass.
+function common.pause(wait, seconds)
+  if seconds > 0 then pcall(wait, perigee.future { timeout = seconds }) end
+end
+
+--- A line of tasks: line(body) returns the Work of a task that starts when the one before it has called release() or
+-- has ended; body gets (wait, release). So its operations reach the layers below in the order in which the tasks were
+-- made, which is the same on all ranks.
+function common.line()
+  local queue, first, last = {}, 1, 0
+  local busy, pumping = false, false
+
+  local function pump()
+    if pumping then return end -- the loop further up goes on
+    pumping = true
+    while not busy and first <= last do
+      local start = queue[first]
+      queue[first], first, busy = nil, first + 1, true
+      start()
+    end
+    pumping = false
+  end
+
+  return function(body)
+    local future = perigee.future()
+    last = last + 1
+    queue[last] = function()
+      local released = false
+      local function release()
+        if not released then
+          released, busy = true, false
+          pump()
+        end
+      end
+      common.task(function(wait)
+        local result = table.pack(pcall(body, wait, release))
+        release()
+        if not result[1] then error(result[2], 0) end
+        return table.unpack(result, 2, result.n)
+      end, future)
+    end
+    pump()
+    return future
+  end
+end
+
+--- Seconds until a call's deadline as the timeout of an operation that it needs: a little less, because the operation
+-- knows better than the call who is missing. Raises when the time is over.
+function common.time_left(deadline, what)
+  local left = deadline - perigee.clock()
+  if left <= 0 then error(perigee.error("ETIMEDOUT", what .. ": no time is left"), 0) end
+  return left - math.min(left / 10, 0.05)
+end
+
+return common

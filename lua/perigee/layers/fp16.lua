@@ -1,0 +1,19 @@
+--- fp16: sums and averages of f32 tensors travel as f16, half the bytes, with error feedback.
+--
+--   perigee.init { backend = "fp16(native)", options = { fp16 = { min_bytes = 4096 } } }
+--
+-- For allreduce, allreduce_coalesced, reduce and the reduce_scatters with op "sum" or "avg" on f32. Everything else,
+-- and what must arrive as it was sent (broadcast, allgather, send), goes down unchanged. The layer below adds up (in
+-- f32, result rounded to f16), so all ranks still end with the same bits.
+--
+-- Error feedback: what rounding took from a contribution is kept per tensor and added to the next one from the same
+-- memory, so that over many calls nothing is lost, only late. f16 ends at 65504: larger sums become infinite. Where
+-- gradients are that large use bf16 (range of f32, 8 bits of precision), or op "avg".
+--
+-- Options
+--   feedback   true (default) or false
+--   min_bytes  calls with less than so many bytes stay exact; 0
+--   ops        list: which of the operations named above; default: all
+--
+-- require "perigee.layers.fp16".stats holds { calls = tensors narrowed, bytes_saved = per rank } of this process.
+return require "perigee.layers.half".define("fp16", "f16")
