@@ -103,6 +103,30 @@ describe("the end of perigee run", function()
     assert.is_true(support.has(r.err, "rank 1 failed first: exit code 1\nperigee: c.lua:3: the cause\n"))
   end)
 
+  for how, told in pairs {
+    ["error 'my own fault'"] = "exit code 1\nperigee: g.lua:5: my own fault\n",
+    ["os.exit(5)"] = "exit code 5\n",
+    ["os.execute 'kill -9 $PPID'"] = "killed by signal 9 (SIGKILL)\n",
+  } do
+    it("is told by the rank that left its group, not by those that miss it: " .. how, function()
+      for _ = 1, 3 do
+        local r = run("-n 4 g.lua", { ["g.lua"] = [[
+          local perigee = require "perigee"
+          local world <close> = perigee.init()
+          for i = 1, 1e9 do
+            if i == 500 and world.rank == 2 then
+              ]] .. how .. [[
+
+            end
+            world:allreduce(i)
+          end
+        ]] })
+        assert.is_true(support.has(r.err, "perigee run: rank 2 failed first: " .. told), r.err)
+        assert.is_true(r.seconds < 10)
+      end
+    end)
+  end
+
   it("tells a consequence when no cause comes", function()
     local r = run("-n 2 c.lua", { ["c.lua"] = [[
       if os.getenv "RANK" == "0" then

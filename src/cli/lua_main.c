@@ -88,7 +88,8 @@ static int traceback(lua_State *L) {
     if (lua_type(L, -1) == LUA_TSTRING)
       there = lua_tostring(L, -1);
   }
-  if (strstr(here, there) != NULL)
+  const char *places = strchr(there, '\n'); /* without its headline */
+  if (places == NULL || strstr(here, places) != NULL)
     lua_pushfstring(L, "%s\n%s", text, here);
   else
     lua_pushfstring(L, "%s\n%s\nreported at\n%s", text, there, here);
