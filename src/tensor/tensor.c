@@ -107,6 +107,7 @@ static block *block_new(size_t extra, bool zeroed) {
   atomic_init(&b->storage.refs, 1);
   b->storage.release = NULL;
   b->storage.arg = NULL;
+  atomic_init(&b->storage.attached, NULL);
   atomic_init(&b->tensor.refs, 1);
   b->tensor.embedded = true;
   b->tensor.storage = &b->storage;
@@ -195,6 +196,10 @@ static void storage_unref(perigee__storage *storage) {
   /* Acquire pairs with the release of every earlier drop: all use of the data is over before it is freed. */
   if (atomic_fetch_sub_explicit(&storage->refs, 1, memory_order_acq_rel) != 1)
     return;
+  /* relaxed: the acquire above is enough */
+  perigee_shared *attached = atomic_load_explicit(&storage->attached, memory_order_relaxed);
+  if (attached != NULL)
+    attached->unref(attached);
   if (storage->release != NULL)
     storage->release(storage->arg);
   free(storage);
@@ -219,6 +224,22 @@ void perigee_tensor_unref(perigee_tensor *tensor) {
     free(tensor);
   if (storage != NULL)
     storage_unref(storage);
+}
+
+perigee_shared *perigee_tensor_attach(perigee_tensor *tensor, perigee_shared *value) {
+  perigee__storage *storage = tensor->storage;
+  if (storage == NULL)
+    return NULL;
+  perigee_shared *there = atomic_load_explicit(&storage->attached, memory_order_acquire);
+  if (there != NULL || value == NULL)
+    return there;
+  value->ref(value);
+  /* release: who finds it sees what its maker wrote; acquire: so do we when another one was faster */
+  if (atomic_compare_exchange_strong_explicit(&storage->attached, &there, value,
+                                              memory_order_acq_rel, memory_order_acquire))
+    return value;
+  value->unref(value);
+  return there;
 }
 
 /* ---- views -------------------------------------------------------------------------------------- */

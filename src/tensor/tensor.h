@@ -23,6 +23,8 @@ typedef struct perigee__storage {
   atomic_int refs;
   void (*release)(void *arg); /* NULL when the data stands behind this struct */
   void *arg;
+  /* One reference, or NULL; set once. release by who attaches, acquire by who looks. */
+  _Atomic(perigee_shared *) attached;
 } perigee__storage;
 
 struct perigee_tensor {

@@ -311,6 +311,50 @@ static void test_threads(void **state) {
   assert_int_equal(released, 1);
 }
 
+typedef struct attachment {
+  perigee_shared base;
+  atomic_int refs;
+} attachment;
+
+static void attachment_ref(perigee_shared *self) {
+  atomic_fetch_add(&((attachment *)self)->refs, 1);
+}
+static void attachment_unref(perigee_shared *self) {
+  atomic_fetch_sub(&((attachment *)self)->refs, 1);
+}
+
+/* What is attached belongs to the memory, not to one view of it; the first wins. */
+static void test_attach(void **state) {
+  (void)state;
+  attachment first = {{attachment_ref, attachment_unref}, 1}, second = first;
+  const int64_t shape[] = {4};
+  perigee_tensor *t, *view;
+  assert_int_equal(perigee_tensor_create(PERIGEE_F32, 1, shape, &t), 0);
+  assert_null(perigee_tensor_attach(t, NULL));
+  assert_int_equal(perigee_tensor_narrow(t, 0, 1, 2, &view), 0);
+  assert_ptr_equal(perigee_tensor_attach(view, &first.base), &first.base);
+  assert_ptr_equal(perigee_tensor_attach(t, &second.base), &first.base);
+  assert_ptr_equal(perigee_tensor_attach(t, NULL), &first.base);
+  assert_int_equal(first.refs, 2);
+  assert_int_equal(second.refs, 1);
+  perigee_tensor_unref(t);
+  assert_ptr_equal(perigee_tensor_attach(view, NULL), &first.base);
+  perigee_tensor_unref(view);
+  assert_int_equal(first.refs, 1);
+
+  float data[4] = {0};
+  int released = 0;
+  assert_int_equal(perigee_tensor_wrap(PERIGEE_F32, 1, shape, data, NULL, NULL, &t), 0);
+  assert_null(perigee_tensor_attach(t, &first.base)); /* nobody counts this memory */
+  perigee_tensor_unref(t);
+  assert_int_equal(perigee_tensor_wrap(PERIGEE_F32, 1, shape, data, count_release, &released, &t),
+                   0);
+  assert_ptr_equal(perigee_tensor_attach(t, &first.base), &first.base);
+  perigee_tensor_unref(t);
+  assert_int_equal(released, 1);
+  assert_int_equal(first.refs, 1);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_dtypes),        cmocka_unit_test(test_create),
@@ -319,6 +363,7 @@ int main(void) {
       cmocka_unit_test(test_narrow),        cmocka_unit_test(test_narrow_errors),
       cmocka_unit_test(test_view),          cmocka_unit_test(test_view_errors),
       cmocka_unit_test(test_describe),      cmocka_unit_test(test_threads),
+      cmocka_unit_test(test_attach),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
