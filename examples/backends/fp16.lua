@@ -11,7 +11,7 @@ local Fp16 = perigee.backend("fp16", { inner = "native" })
 Fp16.stats = { calls = 0, bytes_saved = 0 }   -- of this process
 
 function Fp16:open()
-  self.owed = setmetatable({}, { __mode = "k" })  -- tensor -> f32 tensor: what the wire has not been told yet
+  self.owed = setmetatable({}, { __mode = "k" })  -- t:key() -> f32 tensor: what the wire has not been told yet
 end
 
 function Fp16:allreduce(tensors, opts)
@@ -19,10 +19,10 @@ function Fp16:allreduce(tensors, opts)
   if #tensors > 1 or t.dtype ~= "f32" or opts.op ~= "sum" then
     return self.inner:allreduce(tensors, opts)
   end
-  local exact = t:clone()
-  if self.owed[t] then exact:add_(self.owed[t]) end
+  local exact, key = t:clone(), t:key()
+  if self.owed[key] then exact:add_(self.owed[key]) end
   local half = exact:to("f16")
-  self.owed[t] = exact:sub_(half:to("f32"))
+  self.owed[key] = exact:sub_(half:to("f32"))
   Fp16.stats.calls = Fp16.stats.calls + 1
   Fp16.stats.bytes_saved = Fp16.stats.bytes_saved + t.nbytes - half.nbytes
   return self.inner:allreduce({ half }, opts):map(function() t:copy_(half:to("f32")) end)
