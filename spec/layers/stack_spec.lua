@@ -128,3 +128,32 @@ describe("a deep stack", function()
     end, { world = false })
   end)
 end)
+
+describe("perigee.testing.check_backend", function()
+  local exact = { "log", "checked", "retry", "fault", "record", "hierarchical", "log(checked(retry(hierarchical)))" }
+  local rounding = { fp16 = 3e-3, bf16 = 2e-2, topk = 1e-6 }
+  local options = {
+    log = { to = function() end }, hierarchical = { local_size = 2 }, topk = { ratio = 1, min_numel = 1 },
+  }
+
+  local function verdict(stack, rtol)
+    local dir
+    if stack == "record" then
+      local p <close> = io.popen "mktemp -d"
+      dir = p:read "l"
+      options.record = { dir = dir }
+    end
+    local report = require "perigee".testing.check_backend(stack, { raise = false, dtypes = { "f32", "i32" },
+      sizes = { 1, 2, 4 }, options = options, rtol = rtol, atol = rtol })
+    options.record = nil
+    if dir then os.execute("rm -rf " .. dir) end
+    assert.is_true(report.ok, report:verdict())
+  end
+
+  for _, stack in ipairs(exact) do
+    it("passes " .. stack, function() verdict(stack) end)
+  end
+  for stack, rtol in pairs(rounding) do
+    it("passes " .. stack .. " within its rounding", function() verdict(stack, rtol) end)
+  end
+end)

@@ -108,7 +108,8 @@ function Topk:_sparse(tensors, opts)
   local stats = Topk.stats
   stats.calls, stats.bytes_saved = stats.calls + 1, stats.bytes_saved + t.nbytes - 8 * k
   local gathered = perigee.zeros("u8", 8 * k * self.size)
-  return self.inner:allgather_into_tensor(gathered, pack(indices, values), opts):map(function()
+  local timeout = { timeout = opts.timeout }
+  return self.inner:allgather_into_tensor(gathered, pack(indices, values), timeout):map(function()
     if key and self.owed then self.owed[key] = rest end -- only now: what was not sent is owed as before
     local sum = sum_of(self, gathered, k, t.numel)
     if opts.op == "avg" then sum:div_(self.size * #tensors) end

@@ -58,6 +58,8 @@ local function from_runtime(group, result, fields)
     if work.state ~= "pending" then return true end
     if not result:is_completed() then return false end
     local err = result:error()
+    local received, source = pcall(result.source_rank, result)
+    if received then work.source = source end
     if err then work:finish("failed", blame.object(err, fields)) else work:finish "done" end
     return true
   end)

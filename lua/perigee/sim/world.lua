@@ -135,8 +135,8 @@ local function external_moves(self)
   return true
 end
 
---- One move of the world. False: nobody can move.
-function World:step()
+--- One move of the world. False: nobody can move. still: time stands still, because who asks can go on.
+function World:step(still)
   self.steps = self.steps + 1
   if self.steps > self.max_steps and not self.first then
     self:failed(self.current or 0, perigee.error("ELIMIT", ("no end after %d steps"):format(self.max_steps)))
@@ -152,6 +152,7 @@ function World:step()
     if pick > #ranks then run_callback(self) else resume(self, ranks[pick]) end
     return true
   end
+  if still then return false end
   if external_moves(self) then return true end
   local entry = take_earliest(self.delayed)
   if entry then
@@ -196,7 +197,11 @@ end
 function World:pause()
   local rank = self.current
   if self.over or rank == nil or self.in_callback then return end
-  if coroutine.running() == self.co[rank] and coroutine.isyieldable() then coroutine.yield(TOKEN) else self:step() end
+  if coroutine.running() == self.co[rank] and coroutine.isyieldable() then
+    coroutine.yield(TOKEN)
+  else
+    self:step(true)
+  end
 end
 
 --- The rank that runs dies here: its coroutine is not run again.
