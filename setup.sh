@@ -49,6 +49,7 @@ configure_and_build() {
   fi
   cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "$@" >"$folder.log" 2>&1 || {
     cat "$folder.log"
+    rm -f "$folder.log"
     return 1
   }
   rm -f "$folder.log"
