@@ -34,7 +34,9 @@ HELPER void half_store(char *p, v_half v, size_t nbytes) {
 HELPER v_f32 widen_f16(v_half h) { return (v_f32)_mm512_cvtph_ps((__m256i)h); }
 
 HELPER v_half narrow_f16(v_f32 v) {
-  return (v_half)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  /* With a mask of all lanes: without optimisation the plain form is a macro whose own mask is a sign conversion. */
+  return (v_half)_mm512_maskz_cvtps_ph(UINT16_MAX, (__m512)v,
+                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 HELPER v_f32 widen_bf16(v_half h) {
