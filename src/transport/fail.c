@@ -1,11 +1,8 @@
 /*
- * Death, abort, leaving.
+ * Death and abort; ending transfers.
  *
  * A rank that sees a peer die fails every group that both are in and tells the other members (ABORT); who is told does the same once,
  * so that the news also passes between ranks without a connection. The first cause wins on each rank.
- *
- * Groups come into being and end at different times on different ranks. What comes about a group that is not attached yet is noted until
- * it is (NOTES_MAX of them, the oldest make room); what comes about one that was detached is dropped.
  */
 #include <endian.h>
 #include <stdio.h>
@@ -70,15 +67,6 @@ static void record_decode(const uint8_t in[PERIGEE_ABORT_SIZE], perigee_error *e
 }
 
 /* ---- failing a group --------------------------------------------------------------------------- */
-
-perigee__fate *perigee__fate_find(perigee__mesh *mesh, uint64_t group) {
-  PERIGEE_LIST_EACH(it, &mesh->fates) {
-    perigee__fate *fate = PERIGEE_CONTAINER_OF(it, perigee__fate, node);
-    if (fate->group == group)
-      return fate;
-  }
-  return NULL;
-}
 
 typedef struct end_those {
   perigee__mesh *mesh;
@@ -157,9 +145,9 @@ static void end_xfers(const end_those *which) {
   }
 }
 
-void perigee__end_all(perigee__mesh *mesh, int status) {
-  const end_those all = {mesh, NULL, -1, status};
-  end_xfers(&all);
+void perigee__end_xfers(perigee__mesh *mesh, const perigee__fate *fate, int peer, int status) {
+  const end_those which = {mesh, fate, peer, status};
+  end_xfers(&which);
 }
 
 static void tell_members(perigee__mesh *mesh, const perigee__fate *fate,
@@ -182,9 +170,8 @@ void perigee__fail_locked(perigee__mesh *mesh, perigee__fate *fate, const perige
   perigee__fate_fail(fate, error);
   /* Another thread may have been first, without the mesh, and may be writing its cause this moment: then ours is told. */
   const perigee_error *cause = perigee__fate_failed(fate) ? &fate->error : error;
-  const end_those all = {mesh, fate, -1,
-                         cause->code == PERIGEE_ECLOSED ? PERIGEE_ECLOSED : PERIGEE_EABORTED};
-  end_xfers(&all);
+  perigee__end_xfers(mesh, fate, -1,
+                     cause->code == PERIGEE_ECLOSED ? PERIGEE_ECLOSED : PERIGEE_EABORTED);
   /* Who closes says so by leaving. */
   if (fate->told || fate->mesh == NULL || cause->code == PERIGEE_ECLOSED)
     return;
@@ -200,95 +187,36 @@ void perigee__mesh_fail_group(perigee__mesh *mesh, perigee__fate *fate,
   perigee__mesh_kick(mesh);
 }
 
-/* ---- groups that are not attached -------------------------------------------------------------- */
-
-bool perigee__group_is_past(const perigee__mesh *mesh, uint64_t group) {
-  if (group == 0 || mesh->past_at == 0)
-    return false;
-  for (int i = 0; i < PERIGEE_PAST_GROUPS; i++)
-    if (mesh->past[i] == group)
-      return true;
-  return false;
-}
-
-static void set_past(perigee__mesh *mesh, uint64_t group, bool past) {
-  for (int i = 0; i < PERIGEE_PAST_GROUPS && !past; i++)
-    if (mesh->past[i] == group)
-      mesh->past[i] = 0;
-  if (past)
-    mesh->past[mesh->past_at++ % PERIGEE_PAST_GROUPS] = group;
-}
-
-static void note_free(perigee__mesh *mesh, perigee__group_note *note) {
-  perigee__list_remove(&note->node);
-  mesh->n_notes--;
-  free(note);
-}
-
-/* NULL when the group is past, or without memory: then the ranks learn it later from each other. */
-static perigee__group_note *note_new(perigee__mesh *mesh, uint64_t group) {
-  if (perigee__group_is_past(mesh, group))
-    return NULL;
-  if (mesh->n_notes == PERIGEE_NOTES_MAX)
-    note_free(mesh, PERIGEE_CONTAINER_OF(mesh->notes.next, perigee__group_note, node));
-  perigee__group_note *note = perigee__calloc(1, sizeof(*note));
-  if (note == NULL)
-    return NULL;
-  note->group = group;
-  mesh->n_notes++;
-  perigee__list_append(&mesh->notes, &note->node);
-  return note;
-}
-
-static void member_left(perigee__mesh *mesh, perigee__fate *fate, int world_rank) {
-  int rank = perigee__fate_rank_of(fate, world_rank);
-  if (rank < 0 || fate->left[rank])
-    return;
-  fate->left[rank] = 1;
-  const end_those rest = {mesh, fate, world_rank, PERIGEE_EPEERCLOSED};
-  end_xfers(&rest);
-}
-
-void perigee__group_closed_by(perigee__peer *peer, uint64_t group) {
-  perigee__fate *fate = perigee__fate_find(peer->mesh, group);
-  if (fate != NULL) {
-    member_left(peer->mesh, fate, peer->rank);
-    return;
-  }
-  perigee__group_note *note = note_new(peer->mesh, group);
-  if (note != NULL)
-    note->left = peer->rank;
+void perigee__fail_by_record(perigee__mesh *mesh, perigee__fate *fate,
+                             const uint8_t record[PERIGEE_ABORT_SIZE]) {
+  perigee_error error;
+  record_decode(record, &error);
+  error.rank = fate->me;
+  perigee__fail_locked(mesh, fate, &error);
 }
 
 void perigee__abort_came(perigee__peer *peer, uint64_t group, const uint8_t *record) {
-  perigee__mesh *mesh = peer->mesh;
-  perigee__fate *fate = perigee__fate_find(mesh, group);
-  if (fate != NULL) {
-    perigee_error error;
-    record_decode(record, &error);
-    error.rank = fate->me;
-    perigee__fail_locked(mesh, fate, &error);
-    return;
-  }
-  perigee__group_note *note = note_new(mesh, group);
-  if (note == NULL)
-    return;
-  note->left = -1;
-  memcpy(note->record, record, sizeof(note->record));
+  perigee__fate *fate = perigee__fate_find(peer->mesh, group);
+  if (fate != NULL)
+    perigee__fail_by_record(peer->mesh, fate, record);
+  else
+    perigee__note_abort(peer->mesh, group, record);
 }
 
 /* ---- peers that go ----------------------------------------------------------------------------- */
 
-static void death_error(const perigee__peer *peer, const perigee__fate *fate, const char *how,
-                        perigee_error *error) {
+void perigee__fail_by_death(perigee__peer *peer, perigee__fate *fate, const char *how) {
   int rank = perigee__fate_rank_of(fate, peer->rank);
+  perigee_error error;
+  perigee__error_init(&error);
   if (peer->pid > 0)
-    perigee__error_set(error, PERIGEE_EPEERDEAD, "rank %d died (pid %d; %s)", rank, (int)peer->pid,
+    perigee__error_set(&error, PERIGEE_EPEERDEAD, "rank %d died (pid %d; %s)", rank, (int)peer->pid,
                        how);
   else
-    perigee__error_set(error, PERIGEE_EPEERDEAD, "rank %d died (%s)", rank, how);
-  error->rank = error->origin = fate->me;
-  perigee__error_add_rank(error, rank);
+    perigee__error_set(&error, PERIGEE_EPEERDEAD, "rank %d died (%s)", rank, how);
+  error.rank = error.origin = fate->me;
+  perigee__error_add_rank(&error, rank);
+  perigee__fail_locked(peer->mesh, fate, &error);
 }
 
 static void died(perigee__peer *peer, const char *how) {
@@ -298,14 +226,10 @@ static void died(perigee__peer *peer, const char *how) {
   PERIGEE_LIST_EACH(it, &mesh->fates) {
     perigee__fate *fate = PERIGEE_CONTAINER_OF(it, perigee__fate, node);
     int rank = perigee__fate_rank_of(fate, peer->rank);
-    if (rank < 0 || fate->left[rank])
-      continue;
-    perigee_error error;
-    death_error(peer, fate, how, &error);
-    perigee__fail_locked(mesh, fate, &error);
+    if (rank >= 0 && !fate->left[rank])
+      perigee__fail_by_death(peer, fate, how);
   }
-  const end_those rest = {mesh, NULL, peer->rank, PERIGEE_EPEERDEAD};
-  end_xfers(&rest);
+  perigee__end_xfers(mesh, NULL, peer->rank, PERIGEE_EPEERDEAD);
   perigee__channel_purge(peer, PERIGEE_EPEERDEAD);
   perigee__query_gone(peer);
 }
@@ -317,8 +241,7 @@ void perigee__peer_closed(perigee__peer *peer) {
   perigee__link_drop(peer);
   peer->chan.stream = NULL;
   perigee__channel_drop_unfinished(peer);
-  const end_those rest = {peer->mesh, NULL, peer->rank, PERIGEE_EPEERCLOSED};
-  end_xfers(&rest);
+  perigee__end_xfers(peer->mesh, NULL, peer->rank, PERIGEE_EPEERCLOSED);
   perigee__channel_purge(peer, PERIGEE_EPEERCLOSED);
   perigee__query_gone(peer);
 }
@@ -340,75 +263,4 @@ void perigee__peer_ends(perigee__peer *peer) {
     perigee__peer_closed(peer);
   else
     died(peer, peer->lost_how);
-}
-
-/* ---- attach, detach ---------------------------------------------------------------------------- */
-
-static void wake_mesh(void *arg) { perigee__mesh_kick(arg); }
-
-/* What was noted before the group was attached. */
-static void apply_notes(perigee__mesh *mesh, perigee__fate *fate) {
-  PERIGEE_LIST_EACH_SAFE(it, next, &mesh->notes) {
-    perigee__group_note *note = PERIGEE_CONTAINER_OF(it, perigee__group_note, node);
-    if (note->group != fate->group)
-      continue;
-    if (note->left >= 0) {
-      member_left(mesh, fate, note->left);
-    } else {
-      perigee_error error;
-      record_decode(note->record, &error);
-      error.rank = fate->me;
-      perigee__fail_locked(mesh, fate, &error);
-    }
-    note_free(mesh, note);
-  }
-}
-
-int perigee__mesh_attach(perigee__mesh *mesh, perigee__fate *fate) {
-  PERIGEE_TRY(perigee__fate_listen(fate, wake_mesh, mesh));
-  perigee__loop_lock(mesh->loop);
-  fate->mesh = mesh;
-  fate->told = false;
-  set_past(mesh, fate->group, false);
-  perigee__list_append(&mesh->fates, &fate->node);
-  for (int r = 0; r < fate->n; r++) {
-    perigee__peer *peer = &mesh->peers[fate->members[r]];
-    if (r != fate->me && peer->dead) {
-      perigee_error error;
-      death_error(peer, fate, "before the group was made", &error);
-      perigee__fail_locked(mesh, fate, &error);
-    }
-  }
-  apply_notes(mesh, fate);
-  perigee__loop_unlock(mesh->loop);
-  return 0;
-}
-
-static void drop_early_of(perigee__mesh *mesh, uint64_t group) {
-  PERIGEE_LIST_EACH_SAFE(it, next, &mesh->match.arrivals) {
-    perigee__early *early = PERIGEE_CONTAINER_OF(it, perigee__early, arrival);
-    if (early->key.group == group) {
-      perigee__match_drop(early);
-      perigee__channel_free_early(mesh, early);
-    }
-  }
-}
-
-void perigee__mesh_detach(perigee__mesh *mesh, perigee__fate *fate) {
-  const perigee__frame frame = {.type = PERIGEE_FRAME_GROUP_CLOSED, .group = fate->group};
-  perigee__fate_unlisten(fate, wake_mesh, mesh);
-  perigee__loop_lock(mesh->loop);
-  const end_those all = {mesh, fate, -1, PERIGEE_ECLOSED};
-  end_xfers(&all);
-  drop_early_of(mesh, fate->group);
-  set_past(mesh, fate->group, true);
-  for (int r = 0; r < fate->n; r++) {
-    perigee__peer *peer = &mesh->peers[fate->members[r]];
-    /* Who was never connected gets no message and needs none: nothing of ours is on its way to it. */
-    if (r != fate->me && peer->chan.stream != NULL && !peer->dead && !peer->closed)
-      perigee__channel_queue(peer, &frame, NULL, 0, NULL, NULL);
-  }
-  perigee__list_remove(&fate->node);
-  fate->mesh = NULL;
-  perigee__loop_unlock(mesh->loop);
 }

@@ -211,6 +211,7 @@ static void link_up(perigee__link *link) {
   link->state = LINK_UP;
   link->stream.ops = &link_ops;
   watch(link);
+  perigee__tell_past(link->peer);
   perigee__channel_up(link->peer, &link->stream);
 }
 

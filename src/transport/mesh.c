@@ -77,8 +77,6 @@ static void free_lists(perigee__mesh *mesh) {
     close(passed->fd);
     free(passed);
   }
-  PERIGEE_LIST_EACH_SAFE(it, next, &mesh->notes)
-  free(PERIGEE_CONTAINER_OF(it, perigee__group_note, node));
   PERIGEE_LIST_EACH_SAFE(it, next, &mesh->spare)
   free(PERIGEE_CONTAINER_OF(it, perigee__out, node));
 }
@@ -98,6 +96,7 @@ void perigee__mesh_free(perigee__mesh *mesh) {
       close(peer->uds);
   }
   free_lists(mesh);
+  perigee__groups_free(mesh);
   if (mesh->uds_listener >= 0)
     close(mesh->uds_listener);
   if (mesh->tcp_listener >= 0)
@@ -299,7 +298,7 @@ void perigee__mesh_destroy(perigee__mesh **mesh_p, int64_t deadline_ns) {
       perigee__channel_queue(&mesh->peers[r], &bye, NULL, 0, NULL, NULL);
   perigee__settle(mesh); /* once, even when there is no time */
   (void)!perigee__mesh_wait_locked(mesh, all_sent, NULL, deadline_ns);
-  perigee__end_all(mesh, PERIGEE_ECLOSED);
+  perigee__end_xfers(mesh, NULL, -1, PERIGEE_ECLOSED);
   for (int r = 0; r < mesh->nranks; r++) {
     if (mesh->peers[r].uds >= 0)
       perigee__local_goodbye(&mesh->peers[r]);

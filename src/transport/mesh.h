@@ -3,7 +3,8 @@
  *
  * A mesh joins this rank to the others of its world. Towards each peer it has one channel that carries framed messages in
  * order: a pair of rings in shared memory when the peer is on the same host (and PERIGEE_TRANSPORT does not say tcp), else TCP,
- * dialled when first used. Messages are matched by (peer, key): a receive takes the oldest message with its key.
+ * dialled when first used, by who sends or who waits for a message. Messages are matched by (peer, key): a receive takes the
+ * oldest message with its key.
  *
  * Same host: ranks with equal boot id connect UNIX sockets (abstract names, peer uid checked, nonce verified) at creation. These pass
  * file descriptors (memfd), wake a peer that sleeps, and by their EOF tell its death. They are kept whatever path carries

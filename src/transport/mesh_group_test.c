@@ -148,6 +148,34 @@ static void leave_group_tcp(void **state) {
   leave_group(PERIGEE_TRANSPORT_TCP);
 }
 
+/* The two have never talked, so leaving cannot be told: who waits dials, and hears it then. */
+static void leaves_unseen(member *m) {
+  _Atomic int *gone = m->arg;
+  if (m->me == 0) {
+    if (atomic_load(gone) < 0)
+      perigee__sleep_ns(30 * MS); /* the other is waiting by now */
+    perigee__mesh_detach(m->mesh, &m->fate);
+    atomic_store(gone, 1);
+  } else {
+    while (atomic_load(gone) == 0)
+      perigee__sleep_ns(MS);
+    CHECK_CODE(end_of_recv(m, 0, 2), PERIGEE_EPEERCLOSED);
+    CHECK(!perigee__fate_failed(&m->fate));
+  }
+}
+
+static void leave_unseen(void **state) {
+  (void)state;
+  for (int first = -1; first <= 0; first++) {
+    _Atomic int gone = first;
+    world w;
+    world_open(&w, 2, PERIGEE_TRANSPORT_TCP);
+    world_run(&w, leaves_unseen, &gone);
+    CHECK_OK(perigee__mesh_attach(w.mesh[0], &w.member[0].fate)); /* for world_close */
+    world_close(&w);
+  }
+}
+
 /* Rank 0 closes right behind its last sends, of every size: all arrive, and then there is nothing more. */
 static void closes_behind_sends(member *m) {
   static const size_t sizes[] = {0, 8, EAGER, LARGE};
@@ -443,6 +471,7 @@ int main(void) {
       TESTS(told_afterwards),
       TESTS(closing_is_not_told),
       TESTS(leave_group),
+      cmocka_unit_test(leave_unseen),
       TESTS(close_behind_sends),
       TESTS(close_at_once),
       TESTS(ends_what_is_posted),

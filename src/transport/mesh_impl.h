@@ -6,8 +6,8 @@
  *   link.c        TCP: listener, dialling, handshake, the stream
  *   channel.c     frames: what comes in        channel_out.c  what goes out
  *   message.c     send, recv, cancel           wait.c      who drives, who sleeps
- *   fail.c        death, abort, closed         query.c     who has come how far
- *   mesh.c        life
+ *   fail.c        death, abort                 groups.c    attach, leave, what comes too early or late
+ *   query.c       who has come how far         mesh.c      life
  *
  * Lock: everything here under the lock of mesh->loop (rank MESH), unless said otherwise.
  *
@@ -130,6 +130,12 @@ enum {
   PERIGEE_SPARE_OUTS = 64
 };
 
+/** A group that was detached. */
+typedef struct perigee__past_group {
+  uint64_t group;
+  uint8_t *members; /* flag by world rank; NULL: none here */
+} perigee__past_group;
+
 typedef struct perigee__query_state {
   uint64_t id;
   perigee__fate *fate;
@@ -149,11 +155,10 @@ struct perigee__mesh {
   perigee__node passed;    /* descriptors that came before they were asked for */
   perigee__node notes;     /* perigee__group_note, oldest first */
   int n_notes;
-  uint64_t
-      past[PERIGEE_PAST_GROUPS]; /* groups detached last: what comes for them is dropped; 0: none */
-  unsigned past_at;
-  perigee__node dirty; /* perigee__peer.dirty */
-  perigee__node spare; /* perigee__out that are not in use */
+  perigee__past_group past[PERIGEE_PAST_GROUPS]; /* detached last */
+  unsigned n_past;                               /* so far; the next one's place */
+  perigee__node dirty;                           /* perigee__peer.dirty */
+  perigee__node spare;                           /* perigee__out that are not in use */
   int n_spare;
   perigee__query_state *query;
   uint64_t next_query;
@@ -251,18 +256,31 @@ void perigee__peer_lost(perigee__peer *peer, const char *how);
 void perigee__peer_ends(perigee__peer *peer);
 /** The peer said goodbye, or ended in order. */
 void perigee__peer_closed(perigee__peer *peer);
-void perigee__group_closed_by(perigee__peer *peer, uint64_t group);
+
 void perigee__abort_came(perigee__peer *peer, uint64_t group, const uint8_t *record);
+/** Fail a fate and its xfers and tell the members. */
+void perigee__fail_locked(perigee__mesh *mesh, perigee__fate *fate, const perigee_error *error);
+/** ... because of an ABORT's record, a peer's death. */
+void perigee__fail_by_record(perigee__mesh *mesh, perigee__fate *fate,
+                             const uint8_t record[PERIGEE_ABORT_SIZE]);
+void perigee__fail_by_death(perigee__peer *peer, perigee__fate *fate, const char *how);
+/** End the xfers of a fate (NULL: whichever) with a peer (-1: whichever). */
+void perigee__end_xfers(perigee__mesh *mesh, const perigee__fate *fate, int peer, int status);
+
+/* query.c */
 void perigee__status_asked(perigee__peer *peer, const perigee__frame *frame);
 void perigee__status_came(perigee__peer *peer, const perigee__frame *frame);
 void perigee__query_gone(perigee__peer *peer);
-/** Fail a fate and its xfers and tell the members. */
-void perigee__fail_locked(perigee__mesh *mesh, perigee__fate *fate, const perigee_error *error);
+
+/* groups.c */
+void perigee__group_closed_by(perigee__peer *peer, uint64_t group);
 perigee__fate *perigee__fate_find(perigee__mesh *mesh, uint64_t group);
 /** Whether the group has been left by this rank. */
 bool perigee__group_is_past(const perigee__mesh *mesh, uint64_t group);
-/** End all xfers, of whatever group and peer. */
-void perigee__end_all(perigee__mesh *mesh, int status);
+/** Tell a peer that is connected now of the groups that we have left. */
+void perigee__tell_past(perigee__peer *peer);
+void perigee__note_abort(perigee__mesh *mesh, uint64_t group, const uint8_t *record);
+void perigee__groups_free(perigee__mesh *mesh);
 
 /* wait.c */
 bool perigee__rings_poll(perigee__mesh *mesh);

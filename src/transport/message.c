@@ -111,6 +111,9 @@ void perigee__mesh_recv(perigee__mesh *mesh, perigee__fate *fate, int peer, peri
   } else {
     xfer->phase = PERIGEE_XFER_POSTED;
     perigee__match_post(&mesh->match, xfer);
+    /* Who waits for somebody is connected to it, and so sees it die or leave. */
+    if (peer >= 0 && peer != mesh->rank && mesh->peers[peer].chan.stream == NULL)
+      perigee__link_dial(&mesh->peers[peer]);
   }
   perigee__loop_unlock(mesh->loop);
 }
