@@ -296,7 +296,8 @@ end
 
 local function run_backend(backend, opts, c)
   if opts.engine == "ranks" then
-    return require "perigee.testing".ranks(c.n, body(c), { backend = backend, timeout = opts.timeout or 30 })
+    return require "perigee.testing".ranks(c.n, body(c),
+      { backend = backend, timeout = opts.timeout or 30, options = opts.options })
   end
   return sim.run(c.n, body(c), { backend = backend, seed = opts.seed or c.n, options = opts.options })
 end

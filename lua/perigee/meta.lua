@@ -672,6 +672,7 @@ function Group:log(fmt, ...) end
 ---@field rank integer
 ---@field size integer
 ---@field seq integer # number of the operation whose override runs; 0 outside of one
+---@field waits boolean # whether the caller of the override that runs waits for its operation: then it may block
 local Inner = {}
 
 ---A group of the layers below, for these ranks in this order; nil on the others. The layer closes it, at the latest in
@@ -809,6 +810,7 @@ local testing = {}
 ---@field timeout? number # of the whole run, and of operations; 30
 ---@field backend? string|table # a stack, or a backend table (over native)
 ---@field name? string # of the group; "world"
+---@field options? perigee.LayerOptions
 
 ---Run fn(group) on n ranks, which are threads of this Lua state: they take turns, so closures, upvalues and asserts
 ---just work. Returns what fn returned, per rank. The first error of a rank aborts the others and is raised here: a text

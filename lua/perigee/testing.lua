@@ -30,7 +30,7 @@ local function list_of(state, n, wanted)
   return list
 end
 
-local RANKS_OPTS = { timeout = true, backend = true, name = true }
+local RANKS_OPTS = { timeout = true, backend = true, name = true, options = true }
 
 --- n ranks as OS threads of this Lua state; see meta.lua.
 function testing.ranks(n, fn, opts)
@@ -43,7 +43,7 @@ function testing.ranks(n, fn, opts)
   opts = check_opts(opts, RANKS_OPTS, "ranks")
   local seconds = opts.timeout or 30
   local backend = opts.backend and require "perigee.sim.layers".register(opts.backend, "native")
-  local groups = native.groups(n, backend, opts.name, seconds)
+  local groups = native.groups(n, backend, opts.name, seconds, opts.options)
   local results, state = { n = n }, {}
   local failed, first, culprit = false, nil, nil
 

@@ -61,6 +61,31 @@ describe("fault", function()
     assert.matches("missing ranks 1", run.ranks[1].out)
   end)
 
+  it("drops within the timeout below every layer that waits", function()
+    for _, upper in ipairs { "log", "retry", "checked", "record", "fp16", "topk" } do
+      local p <close> = io.popen "mktemp -d"
+      local dir = p:read "l"
+      local world = helpers.world { backend = upper .. "(fault(fake))", rank = 0, size = 4, options = {
+        fault = { rules = { { action = "drop", op = { "allreduce", "alltoall", "allgather_into_tensor" } } } },
+        record = upper == "record" and { dir = dir } or nil, log = upper == "log" and { to = function() end } or nil,
+        topk = upper == "topk" and { min_numel = 1 } or nil } }
+      local lists = {}
+      for i = 1, 4 do lists[i] = perigee.ones("f32", 2) end
+      for _, f in ipairs { -- one that is run by the caller, one with too many tensors for that
+        function(opts) return world:allreduce(lists[1], opts) end,
+        function(opts) return world:alltoall(lists, opts) end,
+      } do
+        local started = perigee.clock()
+        assert.equal("ETIMEDOUT", helpers.raised(f, { timeout = 0.2 }).code)
+        local work = f { timeout = 0.2, async = true }
+        assert.equal("ETIMEDOUT", helpers.raised(work.wait, work).code)
+        local took = perigee.clock() - started
+        assert.is_true(took > 0.3 and took < 1.2, upper .. ": " .. took)
+      end
+      os.execute("rm -rf " .. dir)
+    end
+  end)
+
   it("delays, and keeps the order", function()
     helpers.ranks_ok(2, function()
       local perigee = require "perigee"

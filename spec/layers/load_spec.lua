@@ -189,6 +189,22 @@ describe("a layer", function()
     end)
   end)
 
+  it("knows whether its caller waits, and may then wait itself", function()
+    local name, seen = fresh "waits", {}
+    local B = perigee.backend(name)
+    function B:allreduce(tensors, opts)
+      local waits = self.inner.waits
+      seen[#seen + 1] = waits
+      local work = self.inner:allreduce(tensors, opts)
+      if waits then assert(work:wait()[1] == tensors[1]) end
+      return work:map(function() seen[#seen + 1] = self.inner.waits end)
+    end
+    local world = helpers.world { backend = "log(" .. name .. ")", options = { log = { to = function() end } } }
+    assert.equal(3, world:allreduce(3))
+    assert.equal(3, world:allreduce(3, { async = true }):wait())
+    assert.same({ true, false, false, false }, seen)
+  end)
+
   it("at the bottom has nothing to make subgroups of", function()
     local name = fresh "bottom"
     local B = perigee.backend(name, { inner = false })

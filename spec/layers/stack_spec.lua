@@ -136,17 +136,13 @@ describe("perigee.testing.check_backend", function()
     log = { to = function() end }, hierarchical = { local_size = 2 }, topk = { ratio = 1, min_numel = 1 },
   }
 
-  local function verdict(stack, rtol)
-    local dir
-    if stack == "record" then
-      local p <close> = io.popen "mktemp -d"
-      dir = p:read "l"
-      options.record = { dir = dir }
-    end
+  local function verdict(stack, rtol, engine)
+    local p <close> = io.popen "mktemp -d"
+    options.record = { dir = p:read "l" }
     local report = require "perigee".testing.check_backend(stack, { raise = false, dtypes = { "f32", "i32" },
-      sizes = { 1, 2, 4 }, options = options, rtol = rtol, atol = rtol })
-    options.record = nil
-    if dir then os.execute("rm -rf " .. dir) end
+      sizes = engine and { 1, 3 } or { 1, 2, 4 }, lengths = { 7 }, options = options, rtol = rtol, atol = rtol,
+      engine = engine })
+    os.execute("rm -rf " .. options.record.dir)
     assert.is_true(report.ok, report:verdict())
   end
 
@@ -156,4 +152,7 @@ describe("perigee.testing.check_backend", function()
   for stack, rtol in pairs(rounding) do
     it("passes " .. stack .. " within its rounding", function() verdict(stack, rtol) end)
   end
+  it("passes a deep stack on threads", function()
+    verdict("log(checked(record(retry(hierarchical(native)))))", nil, "ranks")
+  end)
 end)

@@ -217,8 +217,11 @@ static int track(perigee_group *group, perigee_work *work, int64_t deadline_ns) 
     untrack(work, entry);
     return rc;
   }
-  if (deadline_ns < PERIGEE_NEVER - PERIGEE__SLACK_NS && !atomic_load(&work->watched))
-    return perigee__deadline_watch(work, deadline_ns + PERIGEE__SLACK_NS, perigee__work_late);
+  int64_t slack = perigee__work_slack(work);
+  if (deadline_ns < PERIGEE_NEVER - slack && !atomic_load(&work->watched)) {
+    work->slack_ns = slack;
+    return perigee__deadline_watch(work, deadline_ns + slack, perigee__work_late);
+  }
   return 0;
 }
 

@@ -22,10 +22,6 @@
 #include "group/registry.h"
 #include "group/world.h"
 
-/* What a scripted layer's work gets beyond the operation's deadline: the layers below have the same deadline, and know better who is
- * missing. */
-#define PERIGEE__SLACK_NS (20 * PERIGEE_NS_PER_MS)
-
 struct perigee_layer {
   perigee_group *group;
   perigee__backend *backend; /* one reference */

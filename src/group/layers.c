@@ -162,7 +162,7 @@ static int submit_and_wait(perigee_group *group, int index, const perigee_reques
   if (rc == 0) {
     bool own = work->ops != NULL || deadline == PERIGEE_NEVER;
     rc = perigee_work_wait(work, own ? PERIGEE_TIMEOUT_NONE
-                                     : perigee__time_left(deadline) + PERIGEE__SLACK_NS);
+                                     : perigee__time_left(deadline) + perigee__work_slack(work));
     if (rc == PERIGEE_EAGAIN) {
       perigee_error late;
       perigee__error_set(&late, PERIGEE_ETIMEDOUT, "timed out after %.1f s: nobody completed it",

@@ -233,6 +233,20 @@ static perigee_work *dependency_of(perigee_work *work) {
   return dep;
 }
 
+int64_t perigee__work_slack(perigee_work *work) {
+  perigee_work *at = perigee_work_ref(work);
+  while (at->ops == NULL) {
+    perigee_work *dep = dependency_of(at);
+    if (dep == NULL)
+      break;
+    perigee_work_unref(at);
+    at = dep;
+  }
+  bool engine = at->ops != NULL;
+  perigee_work_unref(at);
+  return (engine ? 100 : 20) * PERIGEE_NS_PER_MS;
+}
+
 static void drive(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {
   if (work->ops != NULL && work->ops->drive != NULL) {
     work->ops->drive(work, deadline_ns, interrupt);
@@ -329,7 +343,7 @@ int64_t perigee_work_finished_ns(const perigee_work *work) {
 void perigee__work_late(perigee_work *work) {
   perigee_error error;
   perigee__error_set(&error, PERIGEE_ETIMEDOUT, "timed out after %.1f s: nobody completed it",
-                     (double)(work->deadline_ns - work->started_ns) / 1e9);
+                     (double)(work->deadline_ns - work->slack_ns - work->started_ns) / 1e9);
   error.op = work->op;
   error.seq = work->seq;
   perigee__work_finish(work, &error, -1);

@@ -52,6 +52,8 @@ struct perigee_work {
   const perigee__work_ops *ops;
   int source_rank;
   int64_t started_ns, finished_ns, deadline_ns;
+  int64_t
+      slack_ns; /* part of deadline_ns that nobody asked for; set before the deadline service knows the work */
   perigee_tensor *
       *pinned; /* tensors of the request: outputs first, then inputs; one reference each */
   uint32_t n_pinned;
@@ -85,6 +87,10 @@ enum {
 static inline bool perigee__work_ended(const perigee_work *work) {
   return atomic_load_explicit(&work->state, memory_order_acquire) >= PERIGEE__WORK_FINAL;
 }
+
+/** What a work without an engine gets beyond its operation's deadline: what it depends on, or the layers below, have the same deadline
+ *  and know better who is missing. */
+int64_t perigee__work_slack(perigee_work *work);
 
 /** Sleep until the work ends, has something to drive, *interrupt (may be NULL) is non-zero, the deadline passes, or for no reason. */
 void perigee__work_sleep(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt);

@@ -64,20 +64,19 @@ static int64_t seconds_field(lua_State *L, int index, const char *function, cons
   return ns;
 }
 
-/* The field `options` (layer -> its options) for the layers' open, or NULL. [-0, +0, e] */
-static perigee_shared *layer_options_field(lua_State *L, perigee_interp *interp, int index) {
-  if (lua_getfield(L, index, "options") == LUA_TNIL) {
+perigee_shared *perigee__layer_options(lua_State *L, const char *function) {
+  if (lua_isnil(L, -1)) {
     lua_pop(L, 1);
     return NULL;
   }
   if (lua_type(L, -1) != LUA_TTABLE)
-    perigee__raise_arg(L, "init", 1, "options: a table (layer -> its options) expected, got %s",
+    perigee__raise_arg(L, function, 1, "options: a table (layer -> its options) expected, got %s",
                        perigee__type_name(L, -1));
   for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1))
     if (lua_type(L, -2) != LUA_TSTRING || lua_type(L, -1) != LUA_TTABLE)
-      perigee__raise_arg(L, "init", 1, "options: tables under names of layers expected, got %s",
+      perigee__raise_arg(L, function, 1, "options: tables under names of layers expected, got %s",
                          perigee__type_name(L, -1));
-  return perigee__lshared_create(interp, L);
+  return perigee__lshared_create(perigee__interp_here(L), L);
 }
 
 /* perigee.init{backend =, rank =, size =, store =, timeout =, init_timeout =, name =, options =} */
@@ -108,7 +107,8 @@ static int l_init(lua_State *L) {
   perigee__lgroup *g = group_new(L);
   perigee_group *group;
   perigee__gap gap;
-  opts.layer_options = layer_options_field(L, interp, 1);
+  lua_getfield(L, 1, "options");
+  opts.layer_options = perigee__layer_options(L, "init");
   perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
   int rc = perigee_init(&opts, &group);
   if (rc == 0)

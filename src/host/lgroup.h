@@ -18,6 +18,8 @@ PERIGEE_RAISES void perigee__lgroup_ops_add(lua_State *L, lua_CFunction fn);
 int perigee__lgroup_op(lua_State *L);
 /** Add broadcast_object and its siblings to the methods table on top of the stack. [-0, +0, m] */
 PERIGEE_RAISES void perigee__lgroup_objects_add(lua_State *L);
+/** Options of layers (a table of tables, or nil) on top of the stack for perigee_init_options; the caller drops it. [-1, +0, e] */
+PERIGEE_RAISES perigee_shared *perigee__layer_options(lua_State *L, const char *function);
 /** The method subgroup(ranks [, {name =}]) of what `make` makes subgroups of; size: its ranks. [-0, +1, e] */
 typedef int perigee__subgroup_fn(void *parent, const int *ranks, int n, const char *name,
                                  perigee_group **group_p);

@@ -93,6 +93,9 @@ static int l_index(lua_State *L) {
     lua_pushinteger(L, layer->nranks);
   else if (strcmp(key, "seq") == 0) /* of the operation whose override runs, 0 outside */
     lua_pushinteger(L, (lua_Integer)perigee__lthread_here(perigee__interp_here(L), L)->seq);
+  else if (strcmp(key, "waits") ==
+           0) /* whether the caller of the override that runs waits for its operation */
+    lua_pushboolean(L, perigee__lthread_here(perigee__interp_here(L), L)->defer_for == layer);
   else
     lua_pushnil(L);
   return 1;

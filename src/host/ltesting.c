@@ -190,7 +190,7 @@ static int l_start(lua_State *L) {
 
 /* ---- groups --------------------------------------------------------------------------------------- */
 
-/* _testing.groups(n, backend | nil, name | nil, timeout): the n groups of one world in this process */
+/* _testing.groups(n, backend | nil, name | nil, timeout [, options]): the n groups of one world in this process */
 static int l_groups(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
   perigee_init_options opts;
@@ -201,6 +201,7 @@ static int l_groups(lua_State *L) {
   opts.name = luaL_optstring(L, 3, NULL);
   opts.timeout_ns = perigee__seconds_arg(L, 4, "groups", 4, false);
   opts.init_timeout_ns = opts.timeout_ns;
+  lua_settop(L, 5);
   lua_createtable(L, (int)n, 0);
   int list = lua_gettop(L);
   perigee__lgroup **objects = lua_newuserdatauv(L, (size_t)n * sizeof(perigee__lgroup *), 0);
@@ -210,8 +211,12 @@ static int l_groups(lua_State *L) {
   }
   perigee_group *groups[RANKS_MAX];
   perigee__gap gap;
-  perigee__gap_open(interp, L, &gap);
+  lua_pushvalue(L, 5);
+  opts.layer_options = perigee__layer_options(L, "ranks");
+  perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
   int rc = perigee_init_local((int)n, &opts, groups);
+  if (opts.layer_options != NULL)
+    opts.layer_options->unref(opts.layer_options);
   if (rc == 0)
     for (int i = 0; i < n; i++) {
       objects[i]->box.ptr = groups[i];

@@ -117,14 +117,36 @@ void perigee__work_error_of(const perigee_work *work, perigee_error *error) {
 
 /* ---- methods ------------------------------------------------------------------------------------- */
 
+/* What this thread holds back for w runs right here, to its end, unless that may take longer than the wait. */
+static void run_held_back(lua_State *L, perigee_interp *interp, const perigee__lwork *w,
+                          int64_t timeout_ns) {
+  perigee__deferred *d = w->deferred;
+  if (d == NULL)
+    return;
+  perigee__lthread *t = perigee__lthread_here(interp, L);
+  if (t->deferred != d || t->callbacks > 0)
+    return;
+  int64_t own = d->req.timeout_ns == PERIGEE_TIMEOUT_DEFAULT
+                    ? atomic_load_explicit(&d->layer->timeout_ns, memory_order_relaxed)
+                    : d->req.timeout_ns;
+  if (own > timeout_ns)
+    return;
+  perigee__deferred_mark(t);
+  t->deferred = NULL; /* its reference goes to the run */
+  perigee__gap gap;
+  perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
+  (void)!perigee__deferred_run(d);    /* the outcome is in the work, which w settles on */
+  perigee__gap_close(interp, &gap);
+}
+
 /* work:wait([seconds]): the value; nil and an error when only these seconds ran out; raises when the work failed */
 static int l_wait(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
-  perigee__lwork *w = self(L, "wait");
-  perigee_work *work = w->box.ptr;
   int64_t timeout_ns = PERIGEE_TIMEOUT_NONE;
   if (!lua_isnoneornil(L, 2))
     timeout_ns = perigee__seconds_arg(L, 2, "wait", 1, true);
+  run_held_back(L, interp, perigee__object_self(L, &perigee__type_work, "wait"), timeout_ns);
+  perigee_work *work = self(L, "wait")->box.ptr;
   int rc = perigee__host_wait(interp, L, work, timeout_ns);
   if (rc == 0)
     return perigee__lwork_push_value(L, 1);

@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "group/group.h"
 #include "group/work.h"
 #include "host/deferred.h"
 #include "host/lbackend.h"
@@ -200,8 +199,9 @@ static int wait_for(submission *s, int64_t deadline_ns) {
   perigee_interp *interp = s->layer->interp;
   if (s->work->ops != NULL) /* an engine runs it: it ends by its own deadline */
     return perigee__host_wait(interp, NULL, s->work, PERIGEE_TIMEOUT_NONE);
-  int64_t left = deadline_ns == PERIGEE_NEVER ? PERIGEE_TIMEOUT_NONE
-                                              : perigee__time_left(deadline_ns) + PERIGEE__SLACK_NS;
+  int64_t left = deadline_ns == PERIGEE_NEVER
+                     ? PERIGEE_TIMEOUT_NONE
+                     : perigee__time_left(deadline_ns) + perigee__work_slack(s->work);
   perigee__running running = {.work = s->work};
   perigee__lock(&s->layer->running_lock);
   perigee__list_append(&s->layer->running, &running.node);

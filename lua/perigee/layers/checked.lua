@@ -148,7 +148,7 @@ local function make(row)
     local seq, deadline = self.inner.seq, perigee.clock() + call.opts.timeout
     local mine = { op = row.name, seq = seq, hash = hash(essence(row, call)) }
     mine.text = ("%s (#%d)%s"):format(common.text(row, call), seq, self.sites and call_site() or "")
-    return self._line(function(wait, release)
+    return self._line(self.inner, deadline, function(wait, release)
       compare(self, wait, mine, { timeout = common.time_left(deadline, row.name) })
       call.opts.timeout = common.time_left(deadline, row.name)
       local work = self.inner[row.name](self.inner, table.unpack(args, 1, args.n))

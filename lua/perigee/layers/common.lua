@@ -15,6 +15,13 @@ end
 --- Whether all ranks take part in it, in one order.
 function common.is_collective(row) return not row.takes.tag end
 
+--- The rank that a receive's work got its message from; nil for other operations, and where nobody sends ("fake").
+function common.source_of(row, work)
+  if row["in"] ~= "none" or not row.takes.tag then return nil end
+  local known, source = pcall(work.source_rank, work)
+  return known and source or nil
+end
+
 -- Errors and options ------------------------------------------------------------------------------
 
 local function refuse(self, fmt, ...)
@@ -156,6 +163,27 @@ function common.submit(inner, name, ...)
   return nil, work
 end
 
+local GRACE = 0.05 -- seconds beyond a call's deadline, in which the error of the operation itself may come
+
+local function timed_out()
+  return perigee.error("ETIMEDOUT", "timed out: the layers below did not complete it")
+end
+
+--- Call f(err) when the work has ended, before the caller hears of it. Returns the Work to return from the override.
+-- timeout: the operation's.
+function common.observe(inner, work, timeout, f)
+  if inner.waits then
+    pcall(work.wait, work, timeout + GRACE)
+    local late = not work:is_completed() and timed_out()
+    f(late or work:error())
+    if late then error(late, 0) end
+    return work
+  end
+  return work:map(function() f() end):on_done(function(e)
+    if e then f(e) end
+  end)
+end
+
 --- What was raised, as an error object.
 function common.as_error(e)
   if type(e) == "table" and e.code and e.message then return e end
@@ -165,6 +193,23 @@ end
 -- Straight-line functions -------------------------------------------------------------------------
 
 local maker_of = setmetatable({}, { __mode = "k" })
+
+-- A wait that blocks.
+local function blocking(deadline)
+  return function(work)
+    work:wait(math.max(deadline - perigee.clock(), 0) + GRACE)
+    if not work:is_completed() then error(timed_out(), 0) end
+    return work:result()
+  end
+end
+
+-- What an override returns when all is done.
+local function ended(value, source)
+  if source == nil then return true end
+  local future = perigee.future()
+  future:set_result(value, source)
+  return future
+end
 
 local function end_future(future, thread, ok, value, source)
   if ok then
@@ -177,11 +222,8 @@ local function end_future(future, thread, ok, value, source)
   coroutine.close(thread)
 end
 
---- Run body(wait) as a coroutine and return a Work for its first value (the second: the source rank of a receive).
--- wait(work) gives the work's value, or raises its error; until the work has ended the coroutine is suspended, so that
--- the caller is never blocked. future: the Work to use instead of a new one.
-function common.task(body, future)
-  future = future or perigee.future()
+-- body(wait) as a coroutine that ends the future.
+local function suspended(body, future)
   local thread = coroutine.create(body)
   maker_of[thread] = coroutine.running()
   local function wait(work)
@@ -201,6 +243,15 @@ function common.task(body, future)
   return future
 end
 
+--- What an override returns for body(wait), a straight-line function: wait(work) gives the work's value, or raises its
+-- error. When the caller of the override waits anyway (inner.waits) body runs at once and `wait` blocks. Else it runs
+-- as a coroutine, suspended while it waits, and the Work for it is returned at once. body returns nothing, or a value
+-- and the source rank of a receive. deadline: the call's, as perigee.clock() tells time.
+function common.task(inner, deadline, body)
+  if inner.waits then return ended(body(blocking(deadline))) end
+  return suspended(body, perigee.future())
+end
+
 --- The coroutine that is making the task `thread`; nil later, and when it is no task.
 function common.maker(thread) return maker_of[thread] end
 
@@ -209,9 +260,9 @@ function common.pause(wait, seconds)
   if seconds > 0 then pcall(wait, perigee.future { timeout = seconds }) end
 end
 
---- A line of tasks: line(body) returns the Work of a task that starts when the one before it has called release() or
--- has ended; body gets (wait, release). So its operations reach the layers below in the order in which the tasks were
--- made, which is the same on all ranks.
+--- A line of tasks: line(inner, deadline, body) is a task that starts when the one before it has called release() or
+-- has ended; body gets (wait, release, whether it runs at once, on the caller's thread). So its operations reach the
+-- layers below in the order in which the tasks were made, which is the same on all ranks.
 function common.line()
   local queue, first, last = {}, 1, 0
   local busy, pumping = false, false
@@ -227,23 +278,30 @@ function common.line()
     pumping = false
   end
 
-  return function(body)
+  -- body for its turn; `busy` is set.
+  local function in_turn(body, wait, at_once)
+    local released = false
+    local function release()
+      if not released then
+        released, busy = true, false
+        pump()
+      end
+    end
+    local result = table.pack(pcall(body, wait, release, at_once))
+    release()
+    if not result[1] then error(result[2], 0) end
+    return table.unpack(result, 2, result.n)
+  end
+
+  return function(inner, deadline, body)
+    if inner.waits and not busy and first > last then
+      busy = true
+      return ended(in_turn(body, blocking(deadline), true))
+    end
     local future = perigee.future()
     last = last + 1
     queue[last] = function()
-      local released = false
-      local function release()
-        if not released then
-          released, busy = true, false
-          pump()
-        end
-      end
-      common.task(function(wait)
-        local result = table.pack(pcall(body, wait, release))
-        release()
-        if not result[1] then error(result[2], 0) end
-        return table.unpack(result, 2, result.n)
-      end, future)
+      suspended(function(wait) return in_turn(body, wait) end, future)
     end
     pump()
     return future

@@ -57,7 +57,8 @@ end
 
 local function make(row)
   return function(self, ...)
-    local event = event_of(self, row, common.call(row, ...))
+    local call = common.call(row, ...)
+    local event = event_of(self, row, call)
     if self.level == "start" then
       local first = copy(event)
       first.phase = "start"
@@ -73,10 +74,7 @@ local function make(row)
       ended(common.as_error(err))
       error(err, 0)
     end
-    -- The caller's work ends after the line has been written.
-    return work:map(function() ended() end):on_done(function(e)
-      if e then ended(e) end
-    end)
+    return common.observe(self.inner, work, call.opts.timeout, ended)
   end
 end
 

@@ -27,11 +27,12 @@ local function make(row)
       writer:failed(n, "refused", common.as_error(err))
       error(err, 0)
     end
-    return work:map(function()
-      local received, source = pcall(work.source_rank, work)
-      writer:done(n, received and source or nil, outs)
-    end):on_done(function(e)
-      if e then writer:failed(n, "error", e) end
+    return common.observe(self.inner, work, call.opts.timeout, function(e)
+      if e then
+        writer:failed(n, "error", e)
+      else
+        writer:done(n, common.source_of(row, work), outs)
+      end
     end)
   end
 end

@@ -42,15 +42,14 @@ end
 local function attempt(self, row, wait, args)
   local work = self.inner[row.name](self.inner, table.unpack(args, 1, args.n))
   local value = wait(work)
-  local received, source = pcall(work.source_rank, work)
-  return value, received and source or nil
+  return value, common.source_of(row, work)
 end
 
 local function make(row)
   return function(self, ...)
     local args, call = table.pack(...), common.call(row, ...)
     local saved, deadline = save(row, call), perigee.clock() + call.opts.timeout
-    return common.task(function(wait)
+    return common.task(self.inner, deadline, function(wait)
       local backoff = self.backoff
       for tried = 0, self.times do
         local result = table.pack(pcall(attempt, self, row, wait, args))
