@@ -320,6 +320,7 @@ static ssize_t take_bytes(perigee__channel *chan, void *buf, size_t size) {
     ssize_t n = stream->ops->read(stream, chan->stage, PERIGEE_STAGE_BYTES);
     if (n <= 0)
       return n;
+    chan->dry = n < PERIGEE_STAGE_BYTES;
     chan->stage_at = 0;
     chan->stage_end = (size_t)n;
   }
@@ -367,9 +368,12 @@ static int step(perigee__peer *peer) {
 bool perigee__channel_pump(perigee__peer *peer) {
   perigee__channel *chan = &peer->chan;
   bool moved = false;
+  chan->dry = false;
   /* What is in the stage must be handled now: nothing will say again that it is there. */
   for (int i = 0; chan->stream != NULL && (i < PUMP_STEPS || chan->stage_at < chan->stage_end);
        i++) {
+    if (chan->dry && chan->stage_at == chan->stage_end)
+      break;
     int rc = step(peer);
     if (rc == 0)
       break;

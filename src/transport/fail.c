@@ -259,6 +259,7 @@ void perigee__peer_lost(perigee__peer *peer, const char *how) {
 void perigee__peer_ends(perigee__peer *peer) {
   if (peer->dead || peer->closed)
     return;
+  perigee__local_look(peer);
   if (peer->leaving || peer->mesh->closing)
     perigee__peer_closed(peer);
   else

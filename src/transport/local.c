@@ -132,24 +132,33 @@ static void take_packet(perigee__peer *peer, const char *packet, size_t size, in
     peer->leaving = true;
 }
 
-static void on_uds(uv_poll_t *poll, int status, int events) {
-  perigee__peer *peer = poll->data;
-  (void)status;
-  (void)events;
+/* Take what has come. Returns whether the socket has ended, too. */
+static bool take_all(perigee__peer *peer) {
   for (int errors = 0;;) {
     char packet[PACKET_MAX];
     int fd;
     ssize_t n = receive(peer->uds, packet, &fd);
-    if (n > 0) {
+    if (n > 0)
       take_packet(peer, packet, (size_t)n, fd);
-    } else if (n == -EAGAIN) {
-      return;
-    } else if (n == 0 || (n != -EINTR && ++errors > 1)) {
+    else if (n == -EAGAIN)
+      return false;
+    else if (n == 0 || (n != -EINTR && ++errors > 1))
       /* Once an error may stand before packets that can still be read: the peer closed with some of ours unread. */
-      ended(peer);
-      return;
-    }
+      return true;
   }
+}
+
+void perigee__local_look(perigee__peer *peer) {
+  if (peer->uds >= 0)
+    take_all(peer);
+}
+
+static void on_uds(uv_poll_t *poll, int status, int events) {
+  perigee__peer *peer = poll->data;
+  (void)status;
+  (void)events;
+  if (take_all(peer))
+    ended(peer);
 }
 
 int perigee__local_watch(perigee__peer *peer) {

@@ -15,10 +15,6 @@
 #include "transport/memfd.h"
 #include "transport/mesh_impl.h"
 
-/* Passes of a waiting thread before it sleeps: some 50 us, several times a message's way when the peer has a core. */
-enum {
-  SPIN_PASSES = 1000
-};
 #define LINGER_NS (500 * PERIGEE_NS_PER_MS)
 
 int perigee__mesh_alloc(int rank, int nranks, perigee__transport transport,
@@ -138,7 +134,7 @@ int perigee__mesh_listen(perigee__mesh *mesh, const char *addr, int *port_p) {
 }
 
 static void set_spin(perigee__mesh *mesh) {
-  mesh->spin = mesh->local_ranks <= perigee__usable_cores() ? SPIN_PASSES : 0;
+  mesh->spins_at_all = mesh->local_ranks <= perigee__usable_cores();
 }
 
 static bool link_settled(perigee__mesh *mesh, void *arg) {

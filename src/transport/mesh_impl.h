@@ -81,6 +81,7 @@ typedef struct perigee__channel {
   perigee__early *in_early;
   uint8_t *stage; /* PERIGEE_STAGE_BYTES for staged streams */
   size_t stage_at, stage_end;
+  bool dry; /* the last read gave less than there was room for: no need to ask again in this pump */
   uint8_t abort_record[PERIGEE_ABORT_SIZE];
 } perigee__channel;
 
@@ -178,7 +179,9 @@ struct perigee__mesh {
   bool
       ended; /* a xfer without on_done has ended since the lock was taken: its waiter may be standing by */
   bool closing;
-  int spin; /* passes of a waiting thread before it sleeps; 0: ranks outnumber cores. Set before mesh is shared */
+  bool spins_at_all; /* ranks do not outnumber cores; set before mesh is shared */
+  int64_t spin_ns;   /* how long a waiting thread polls before it sleeps (wait.c) */
+  unsigned spins;    /* times a thread has begun to */
   _Atomic uint32_t
       events; /* changes when the lock has been given up; futex word of threads that wait while another drives */
   _Atomic uint32_t waiters;      /* such threads; seq_cst with events */
@@ -199,6 +202,8 @@ int perigee__bootstrap(perigee__mesh *mesh, const perigee__mesh_params *params);
 /* local.c */
 int perigee__local_watch(perigee__peer *peer);
 void perigee__local_kick(void *peer);
+/** Take what the peer has said over its UNIX socket: before the end of its stream, which may be seen earlier, is judged. */
+void perigee__local_look(perigee__peer *peer);
 void perigee__local_goodbye(perigee__peer *peer);
 int perigee__uds_send_fd(int uds, char type, uint64_t key, int fd);
 

@@ -1,8 +1,10 @@
 /*
  * Who drives and who sleeps.
  *
- * A waiting thread that gets the loop's lock drives: it polls the rings and the loop for a while (mesh->spin passes; when ranks outnumber
- * cores it yields a few times instead), then arms the rings and sleeps in the loop. A thread that does not get the lock sleeps on
+ * A waiting thread that gets the loop's lock drives: it polls the rings, the sockets and the loop for a while, then arms the rings and
+ * sleeps in the loop. How long (mesh->spin_ns) is learnt: the whole SPIN_NS when that has brought something lately, half as long
+ * after each time in vain, because then the peer is busy, or shares our core and waits for us to leave it; now and then the whole time
+ * is tried again. When ranks outnumber cores it yields a few times instead. A thread that does not get the lock sleeps on
  * `events`, which changes each time the lock has been given up; then it looks again, and may find itself the next driver.
  *   events/waiters, seq_cst: a waiter counts itself, reads events, looks at what it waits for and tries the lock once more. Who gives up
  *   the lock, or changes what somebody waits for and kicks, changes events afterwards and then looks at waiters. So either the waiter
@@ -18,8 +20,15 @@
 
 enum {
   YIELDS = 20,
-  LOOP_EVERY = 32
+  LOOP_EVERY = 32,
+  LINKS_POLLED = 3,
+  PROBE_EVERY = 32 /* waits */
 };
+/* Several times a message's way when the peer has a core. */
+#define SPIN_NS (50 * PERIGEE_NS_PER_US)
+#define SPIN_MIN_NS (PERIGEE_NS_PER_US)
+/* After this the peer may be waiting for our core: offer it. */
+#define SPIN_ALONE_NS (5 * PERIGEE_NS_PER_US)
 #ifdef PERIGEE_HOSTILE
 #define SLICE_NS (60 * PERIGEE_NS_PER_SEC) /* so that a lost wake-up shows */
 #else
@@ -126,25 +135,59 @@ static bool is_over(perigee__mesh *mesh, perigee__wait_fn done, void *arg,
   return done(mesh, arg) || (fate != NULL && perigee__fate_failed(fate));
 }
 
-/* With the lock: poll, and sleep when that brings nothing. */
-static void drive(perigee__mesh *mesh, perigee__wait_fn done, void *arg, const perigee__fate *fate,
-                  int64_t deadline_ns) {
-  arm(mesh, false);
-  int passes = mesh->spin > 0 ? mesh->spin : YIELDS;
-  for (int i = 1; i <= passes; i++) {
-    if (mesh->n_links > 0 || i % LOOP_EVERY == 0)
-      perigee__loop_poll(mesh->loop);
-    else
-      perigee__rings_poll(mesh);
+/* One look at everything. Few sockets are read without asking the kernel which of them is ready. */
+static void poll_pass(perigee__mesh *mesh, int pass) {
+  bool few = mesh->nranks <= LINKS_POLLED + 1;
+  if (pass % LOOP_EVERY == 0 || (mesh->n_links > 0 && !few)) {
+    perigee__loop_poll(mesh->loop);
+    return;
+  }
+  for (int r = 0; mesh->n_links > 0 && r < mesh->nranks; r++)
+    if (perigee__link_is_up(&mesh->peers[r]))
+      perigee__channel_pump(&mesh->peers[r]);
+  perigee__rings_poll(mesh);
+}
+
+/* Poll until something has happened (true) or it is time to sleep. */
+static bool spin(perigee__mesh *mesh, perigee__wait_fn done, void *arg, const perigee__fate *fate) {
+  bool whole = ++mesh->spins % PROBE_EVERY == 0;
+  int64_t until = 0, yield_at = 0;
+  for (int i = 1;; i++) {
+    poll_pass(mesh, i);
     if (is_over(mesh, done, arg, fate) || !perigee__list_empty(&mesh->completed) ||
-        others_wait(mesh) || perigee__loop_wanted(mesh->loop))
-      return;
-    if (mesh->spin == 0)
+        others_wait(mesh) || perigee__loop_wanted(mesh->loop)) {
+      mesh->spin_ns = SPIN_NS;
+      return true;
+    }
+    if (!mesh->spins_at_all) {
+      if (i == YIELDS)
+        return false;
+      sched_yield();
+      continue;
+    }
+    int64_t now = perigee__now_ns();
+    if (until == 0) {
+      until = now + (whole ? SPIN_NS : mesh->spin_ns);
+      yield_at = now + SPIN_ALONE_NS;
+    }
+    if (now >= until)
+      break;
+    if (now >= yield_at)
       sched_yield();
     else
       perigee__cpu_relax();
   }
-  perigee__loop_run_once(mesh->loop, slice_of(deadline_ns));
+  if (mesh->spin_ns > SPIN_MIN_NS)
+    mesh->spin_ns /= 2;
+  return false;
+}
+
+/* With the lock: poll, and sleep when that brings nothing. */
+static void drive(perigee__mesh *mesh, perigee__wait_fn done, void *arg, const perigee__fate *fate,
+                  int64_t deadline_ns) {
+  arm(mesh, false);
+  if (!spin(mesh, done, arg, fate))
+    perigee__loop_run_once(mesh->loop, slice_of(deadline_ns));
 }
 
 /* Without the lock, which another thread has: sleep until it has been given up. Returns true when we got it after all. */
