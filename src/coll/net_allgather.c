@@ -39,7 +39,7 @@ typedef struct state {
 
 static perigee__algo way_of(const state *s, size_t bytes) {
   perigee__algo algo =
-      perigee__select_algo(s->net->tuning, PERIGEE_COLL_ALLGATHER, s->net->n, bytes);
+      perigee__select_algo(s->net->tuning, PERIGEE_COLL_ALLGATHER, s->net->n, false, bytes);
   return algo == PERIGEE_ALGO_BRUCK && bytes > NOTE_MAX ? PERIGEE_ALGO_DIRECT : algo;
 }
 

@@ -157,6 +157,9 @@ int perigee__net_broadcast_chain(perigee__net *net);
 int perigee__net_reduce_bruck(perigee__net *net, const perigee__reduce_plan *plan);
 int perigee__net_allreduce_recdbl(perigee__net *net, const perigee__reduce_plan *plan);
 int perigee__net_allreduce_oneshot(perigee__net *net, const perigee__reduce_plan *plan);
+/** Whether the group sits on several hosts, equally many ranks (more than one) on each. */
+bool perigee__net_has_hosts(const perigee__net *net);
+int perigee__net_allreduce_hier(perigee__net *net, const perigee__reduce_plan *plan);
 int perigee__net_slices_direct(perigee__net *net, const perigee__reduce_plan *plan,
                                const perigee__slices *slices);
 int perigee__net_slices_ring(perigee__net *net, const perigee__reduce_plan *plan,

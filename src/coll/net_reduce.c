@@ -142,7 +142,8 @@ int perigee__net_allreduce(perigee__net *net) {
   if (call->count == 0)
     return perigee__net_barrier(net);
   perigee__algo algo =
-      perigee__select_algo(net->tuning, call->kind, net->n, vector_bytes(&plan, call->count));
+      perigee__select_algo(net->tuning, call->kind, net->n, perigee__net_has_hosts(net),
+                           vector_bytes(&plan, call->count));
   switch (algo) {
   case PERIGEE_ALGO_BRUCK:
     return perigee__net_reduce_bruck(net, &plan);
@@ -150,6 +151,8 @@ int perigee__net_allreduce(perigee__net *net) {
     return perigee__net_allreduce_recdbl(net, &plan);
   case PERIGEE_ALGO_ONESHOT:
     return perigee__net_allreduce_oneshot(net, &plan);
+  case PERIGEE_ALGO_HIER:
+    return perigee__net_allreduce_hier(net, &plan);
   case PERIGEE_ALGO_DIRECT:
     PERIGEE_TRY(allreduce_slices(net, &plan, &slices));
     return perigee__net_slices_direct(net, &plan, &slices);
@@ -166,7 +169,8 @@ int perigee__net_reduce(perigee__net *net) {
   PERIGEE_TRY(init_plan(net, &plan));
   if (call->count == 0)
     return perigee__net_barrier(net);
-  switch (perigee__select_algo(net->tuning, call->kind, net->n, vector_bytes(&plan, call->count))) {
+  switch (perigee__select_algo(net->tuning, call->kind, net->n, false,
+                               vector_bytes(&plan, call->count))) {
   case PERIGEE_ALGO_BRUCK:
     return perigee__net_reduce_bruck(net, &plan);
   case PERIGEE_ALGO_BINOMIAL:
@@ -190,7 +194,7 @@ int perigee__net_reduce_scatter(perigee__net *net) {
   if (total == 0)
     return perigee__net_barrier(net);
   perigee__algo algo =
-      perigee__select_algo(net->tuning, call->kind, net->n, vector_bytes(&plan, total));
+      perigee__select_algo(net->tuning, call->kind, net->n, false, vector_bytes(&plan, total));
   if (algo == PERIGEE_ALGO_BRUCK)
     return perigee__net_reduce_bruck(net, &plan);
   PERIGEE_TRY(reduce_scatter_slices(net, &slices));

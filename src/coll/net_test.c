@@ -20,20 +20,24 @@ enum {
 static const struct {
   const char *rules;
   size_t segment, max_elems;
+  int ranks_per_host;
 } forced[] = {
     {"allreduce:0-:bruck;broadcast:0-:bruck;reduce:0-:bruck;allgather:0-:bruck;"
      "reduce_scatter:0-:bruck",
-     65536, 0},
+     65536, 0, 0},
     {"allreduce:0-:recdbl;broadcast:0-:binomial;reduce:0-:binomial;allgather:0-:direct;"
      "reduce_scatter:0-:direct",
-     4096, 0},
+     4096, 0, 0},
     {"allreduce:0-:oneshot;broadcast:0-:chain;reduce:0-:chain;allgather:0-:ring;"
      "reduce_scatter:0-:ring",
-     4096, 0},
-    {"allreduce:0-:direct;reduce:0-:direct;allgather:0-300:bruck,300-700:ring,700-:direct", 4096,
+     4096, 0, 0},
+    {"allreduce:0-:direct;reduce:0-:direct;allgather:0-300:bruck,300-700:ring,700-:direct", 4096, 0,
      0},
-    {"allreduce:0-:ring", 4096, 0},
-    {"", 65536, 0},
+    {"allreduce:0-:ring", 4096, 0, 0},
+    {"allreduce:0-:hier", 4096, 0, 2},
+    {"allreduce:0-:hier", 256, 0, 3},
+    {"allreduce:0-:hier", 65536, 0, 4},
+    {"", 65536, 0, 0},
 };
 
 /* ---- the definition ---------------------------------------------------------------------------- */
@@ -451,7 +455,8 @@ static void matrix(test_rank *r) {
 
 static void run_matrix(int n, perigee__transport transport, size_t which) {
   perigee__tuning tuning = {.segment = forced[which].segment,
-                            .segment_max_elems = forced[which].max_elems};
+                            .segment_max_elems = forced[which].max_elems,
+                            .ranks_per_host = forced[which].ranks_per_host};
   assert_int_equal(perigee__select_parse(&tuning.select, forced[which].rules), 0);
   assert_int_equal(perigee__select_parse(&tuning.select, perigee__select_builtin), 0);
   perigee__tuning_set(&tuning);
@@ -513,7 +518,8 @@ static void many_segments(void **state) {
   (void)state;
   for (size_t which = 1; which < PERIGEE_COUNT(forced); which++)
     for (int n = 2; n <= 5; n += which % 2 == 0 ? 1 : 2) {
-      perigee__tuning tuning = {.segment = 65536, .segment_max_elems = 3};
+      perigee__tuning tuning = {
+          .segment = 65536, .segment_max_elems = 3, .ranks_per_host = forced[which].ranks_per_host};
       assert_int_equal(perigee__select_parse(&tuning.select, forced[which].rules), 0);
       assert_int_equal(perigee__select_parse(&tuning.select, perigee__select_builtin), 0);
       perigee__tuning_set(&tuning);

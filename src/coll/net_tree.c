@@ -114,7 +114,7 @@ int perigee__net_broadcast(perigee__net *net) {
   const perigee__coll_call *call = net->call;
   if (call->bytes == 0)
     return perigee__net_barrier(net);
-  switch (perigee__select_algo(net->tuning, call->kind, net->n, call->bytes)) {
+  switch (perigee__select_algo(net->tuning, call->kind, net->n, false, call->bytes)) {
   case PERIGEE_ALGO_BRUCK:
     return broadcast_bruck(net);
   case PERIGEE_ALGO_BINOMIAL:

@@ -33,8 +33,10 @@ static const struct {
 };
 
 /* Ends of ranges: measured between processes on one host over TCP, 2 cores, with 2, 4 and 8 ranks; beyond 16 ranks, from the counts of
- * steps and bytes. direct keeps n-1 connections busy, so it ends where that is many. */
-const char perigee__select_builtin[] = "allreduce@2:0-4k:bruck,4k-:oneshot;"
+ * steps and bytes. direct keeps n-1 connections busy, so it ends where that is many. hier: 2 ranks on each of two hosts (network
+ * namespaces of one machine joined by veth). */
+const char perigee__select_builtin[] = "allreduce@4-:2m-:hier;"
+                                       "allreduce@2:0-4k:bruck,4k-512k:oneshot,512k-:direct;"
                                        "allreduce@3-4:0-4k:bruck,4k-64k:oneshot,64k-:direct;"
                                        "allreduce@5-16:0-2k:bruck,2k-32k:recdbl,32k-:direct;"
                                        "allreduce:0-256:bruck,256-32k:recdbl,32k-:ring;"
@@ -232,12 +234,14 @@ size_t perigee__select_format(const perigee__select *select, char *buf, size_t s
 /* ---- choice ------------------------------------------------------------------------------------ */
 
 perigee__algo perigee__select_algo(const perigee__tuning *tuning, perigee__coll_kind kind, int n,
-                                   uint64_t bytes) {
+                                   bool hosts, uint64_t bytes) {
   const perigee__select *select = &tuning->select;
   for (int i = 0; i < select->nrules; i++) {
     const perigee__select_rule *rule = &select->rules[i];
     if (rule->kind != (uint8_t)kind || n < rule->min_ranks || n > rule->max_ranks ||
         bytes < rule->min_bytes || (bytes >= rule->end_bytes && rule->end_bytes != UINT64_MAX))
+      continue;
+    if (rule->algo == PERIGEE_ALGO_HIER && !hosts)
       continue;
     if (tuning->deterministic && kinds[kind_row(kind)].reduces && !algos[rule->algo].ordered)
       return PERIGEE_ALGO_DIRECT;
@@ -250,14 +254,14 @@ size_t perigee__select_limit(const perigee__tuning *tuning, perigee__coll_kind k
                              perigee__algo algo) {
   const perigee__select *select = &tuning->select;
   uint64_t best = 0;
-  bool found = perigee__select_algo(tuning, kind, n, UINT64_MAX) == algo;
+  bool found = perigee__select_algo(tuning, kind, n, false, UINT64_MAX) == algo;
   if (found)
     return SIZE_MAX;
   /* The choice changes only at ends of ranges: the answer is just below one. */
   for (int i = 0; i < select->nrules; i++) {
     const uint64_t ends[] = {select->rules[i].min_bytes, select->rules[i].end_bytes};
     for (int e = 0; e < 2; e++)
-      if (ends[e] > best + 1 && perigee__select_algo(tuning, kind, n, ends[e] - 1) == algo)
+      if (ends[e] > best + 1 && perigee__select_algo(tuning, kind, n, false, ends[e] - 1) == algo)
         best = ends[e] - 1;
   }
   return best < SIZE_MAX ? (size_t)best : SIZE_MAX;

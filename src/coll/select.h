@@ -31,6 +31,8 @@
   XX(ONESHOT, oneshot, true, "A", "every rank sends all it has to all, in segments: 2 or 3 ranks") \
   XX(DIRECT, direct, true, "ARGS",                                                                 \
      "each slice's owner hears from all ranks itself, 2 steps: large data, up to some 16 ranks")   \
+  XX(HIER, hier, false, "A",                                                                       \
+     "within each host, between counterparts, within each host: large vectors, several hosts")     \
   XX(RING, ring, false, "AGS", "neighbours only, least bytes: large data, many ranks")             \
   XX(BINOMIAL, binomial, false, "BR", "tree, log2 n steps: small data")                            \
   XX(CHAIN, chain, false, "BR", "pipeline from rank to rank in segments: large data")
@@ -83,6 +85,7 @@ typedef struct perigee__tuning {
   size_t segment; /* bytes of one message of a pipelined collective, > 0 */
   size_t
       segment_max_elems; /* 0: no limit; the hostile build and tests cut messages shorter than bytes can say */
+  int ranks_per_host; /* > 0: that is where ranks are, for tests; 0: where they really are */
   bool deterministic; /* only algorithms that sum in rank order */
 } perigee__tuning;
 
@@ -95,9 +98,10 @@ const perigee__tuning *perigee__tuning_get(void);
 /** For tests and benchmarks: use this from now on (NULL: the environment's). Borrowed. No collective may be running. */
 void perigee__tuning_set(const perigee__tuning *tuning);
 
-/** Algorithm for a collective of n ranks. */
+/** Algorithm for a collective of n ranks. hosts: they sit on several, equally many (more than one) on each; rules for "hier" are
+ *  passed over otherwise. */
 perigee__algo perigee__select_algo(const perigee__tuning *tuning, perigee__coll_kind kind, int n,
-                                   uint64_t bytes);
+                                   bool hosts, uint64_t bytes);
 /** Largest size for which perigee__select_algo gives algo, SIZE_MAX when it is not bounded; 0 when never. */
 size_t perigee__select_limit(const perigee__tuning *tuning, perigee__coll_kind kind, int n,
                              perigee__algo algo);

@@ -31,8 +31,8 @@ static void builtin_covers_everything(void **state) {
       for (int shift = 0; shift < 64; shift++)
         for (int ordered = 0; ordered < 2; ordered++) {
           t.deterministic = ordered != 0;
-          perigee__algo algo =
-              perigee__select_algo(&t, choices[k], n, (UINT64_C(1) << shift) - 1 + (shift == 0));
+          perigee__algo algo = perigee__select_algo(&t, choices[k], n, false,
+                                                    (UINT64_C(1) << shift) - 1 + (shift == 0));
           assert_true(perigee__algo_does(algo, choices[k]));
           if (ordered && choices[k] != PERIGEE_COLL_BROADCAST &&
               choices[k] != PERIGEE_COLL_ALLGATHER)
@@ -40,22 +40,26 @@ static void builtin_covers_everything(void **state) {
         }
   t.deterministic = false;
   for (size_t k = 0; k < PERIGEE_COUNT(choices); k++)
-    (void)perigee__select_algo(&t, choices[k], 2, UINT64_MAX);
+    (void)perigee__select_algo(&t, choices[k], 2, false, UINT64_MAX);
 }
 
 static void first_rule_that_fits(void **state) {
   (void)state;
   perigee__tuning t = tuning_of("allreduce@3-4:1k-2k:ring; allreduce@5:0-:recdbl,0-:bruck;"
                                 "allreduce@3:1k-4k : oneshot ,4k-:bruck;");
-  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 3, 1024), PERIGEE_ALGO_RING);
-  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 4, 2047), PERIGEE_ALGO_RING);
-  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 3, 2048), PERIGEE_ALGO_ONESHOT);
-  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 3, 1 << 20),
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 3, false, 1024),
+                   PERIGEE_ALGO_RING);
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 4, false, 2047),
+                   PERIGEE_ALGO_RING);
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 3, false, 2048),
+                   PERIGEE_ALGO_ONESHOT);
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 3, false, 1 << 20),
                    PERIGEE_ALGO_BRUCK);
-  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 5, 7), PERIGEE_ALGO_RECDBL);
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 5, false, 7),
+                   PERIGEE_ALGO_RECDBL);
   perigee__tuning plain = tuning_of("");
-  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 4, 2048),
-                   perigee__select_algo(&plain, PERIGEE_COLL_ALLREDUCE, 4, 2048));
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 4, false, 2048),
+                   perigee__select_algo(&plain, PERIGEE_COLL_ALLREDUCE, 4, false, 2048));
 }
 
 static void limits(void **state) {
@@ -98,7 +102,7 @@ static void errors_name_the_word(void **state) {
       {"allreduse:0-:ring", "'allreduse' is no collective with a choice"},
       {"barrier:0-:ring", "'barrier' is no collective with a choice"},
       {"allreduce:0-:ringo",
-       "'ringo' is no algorithm of allreduce (bruck, recdbl, oneshot, direct, ring)"},
+       "'ringo' is no algorithm of allreduce (bruck, recdbl, oneshot, direct, hier, ring)"},
       {"broadcast:0-:ring", "'ring' is no algorithm of broadcast (bruck, binomial, chain)"},
       {"allreduce:4k:ring", "expected bytes as 'from-to' or 'from-' at ':ring'"},
       {"allreduce:8k-4k:ring", "expected bytes"},
@@ -134,19 +138,32 @@ static void environment(void **state) {
   setenv("PERIGEE_SEGMENT", "4096", 1);
   setenv("PERIGEE_DETERMINISTIC", "1", 1);
   assert_int_equal(perigee__tuning_read(&t), 0);
-  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_BROADCAST, 5, 1 << 30),
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_BROADCAST, 5, false, 1 << 30),
                    PERIGEE_ALGO_BINOMIAL);
   assert_int_equal(t.segment, 4096);
   assert_true(t.deterministic);
   setenv("PERIGEE_SELECT", "broadcast:0-:bush", 1);
   assert_int_equal(perigee__tuning_read(&t), PERIGEE_EINVAL);
   /* who did not ask beforehand goes on with the built-in rules */
-  assert_true(
-      perigee__algo_does(perigee__select_algo(perigee__tuning_get(), PERIGEE_COLL_BROADCAST, 5, 1),
-                         PERIGEE_COLL_BROADCAST));
+  assert_true(perigee__algo_does(
+      perigee__select_algo(perigee__tuning_get(), PERIGEE_COLL_BROADCAST, 5, false, 1),
+      PERIGEE_COLL_BROADCAST));
   unsetenv("PERIGEE_SELECT");
   unsetenv("PERIGEE_SEGMENT");
   unsetenv("PERIGEE_DETERMINISTIC");
+}
+
+/* The same rules choose otherwise where ranks sit on several hosts, unless sums have to be in rank order. */
+static void several_hosts(void **state) {
+  (void)state;
+  perigee__tuning t = tuning_of("");
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 8, true, 1 << 20),
+                   PERIGEE_ALGO_HIER);
+  assert_int_not_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 8, false, 1 << 20),
+                       PERIGEE_ALGO_HIER);
+  t.deterministic = true;
+  assert_int_not_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 8, true, 1 << 20),
+                       PERIGEE_ALGO_HIER);
 }
 
 static void table(void **state) {
@@ -170,6 +187,7 @@ int main(void) {
                                      cmocka_unit_test(text_and_back),
                                      cmocka_unit_test(errors_name_the_word),
                                      cmocka_unit_test(environment),
+                                     cmocka_unit_test(several_hosts),
                                      cmocka_unit_test(table)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -338,6 +338,12 @@ static int check_paths(const perigee__mesh *mesh, const address *list) {
   return 0;
 }
 
+static void find_hosts(perigee__mesh *mesh, const address *list) {
+  for (int r = 0; r < mesh->nranks; r++)
+    for (int *host = &mesh->peers[r].host_of; !same_host(&list[*host], &list[r]);)
+      ++*host;
+}
+
 int perigee__bootstrap(perigee__mesh *mesh, const perigee__mesh_params *params) {
   address *list = perigee__calloc((size_t)mesh->nranks, sizeof(*list));
   if (list == NULL)
@@ -346,6 +352,7 @@ int perigee__bootstrap(perigee__mesh *mesh, const perigee__mesh_params *params) 
   PERIGEE_TRY_GOTO(publish(mesh, params, &list[mesh->rank]), out);
   PERIGEE_TRY_GOTO(read_all(mesh, params, list), out);
   PERIGEE_TRY_GOTO(check_paths(mesh, list), out);
+  find_hosts(mesh, list);
   rc = connect_host(mesh, list, params->deadline_ns);
 out:
   free(list);

@@ -313,3 +313,7 @@ perigee__transport perigee__mesh_transport(const perigee__mesh *mesh) { return m
 bool perigee__mesh_same_host(const perigee__mesh *mesh, int world_rank) {
   return world_rank == mesh->rank || mesh->peers[world_rank].local;
 }
+
+int perigee__mesh_host_of(const perigee__mesh *mesh, int world_rank) {
+  return mesh->peers[world_rank].host_of;
+}

@@ -66,6 +66,8 @@ int perigee__mesh_rank(const perigee__mesh *mesh);
 int perigee__mesh_size(const perigee__mesh *mesh);
 /** Whether descriptors can be passed to that world rank (true for the own one). */
 bool perigee__mesh_same_host(const perigee__mesh *mesh, int world_rank);
+/** The lowest world rank on the host of that world rank. */
+int perigee__mesh_host_of(const perigee__mesh *mesh, int world_rank);
 /** Ranks of this world on this host, the own one included. */
 int perigee__mesh_local_ranks(const perigee__mesh *mesh);
 /** The transport asked for at creation. */

@@ -106,6 +106,7 @@ typedef struct perigee__peer {
   uv_poll_t uds_poll;
   bool uds_polled;
   struct perigee__link *link; /* TCP link that is up or being dialled */
+  int host_of;                /* lowest rank on its host; the own entry as well */
   char host[64];              /* where it listens */
   int port;
   uint64_t nonce; /* of its listener */
