@@ -20,4 +20,17 @@ describe("conformance table", function()
       end)
     end
   end
+  for _, rule in ipairs { "hier", "direct" } do
+    it(("holds on 2 hosts of 2 ranks by %s"):format(rule), function()
+      local run = support.bash(([[
+        export PERIGEE_TIMEOUT=50 PERIGEE_SELECT=allreduce:0-:%s
+        timeout -k 2 170 $P run -n 4 --timeout 160 bash -c 'PERIGEE_HOST_ID=host$((RANK/2)) exec $P lua %s/spec/conformance/table.lua'
+      ]]):format(rule, root), nil, 180)
+      assert.equal(0, run.code, run.out .. run.err)
+      local cells, used = run.out:match "(%d+) cells passed %((%a+)"
+      assert.is_truthy(cells, run.out)
+      assert.is_true(tonumber(cells) > 1000)
+      assert.equal("tcp", used)
+    end)
+  end
 end)

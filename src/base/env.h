@@ -14,6 +14,8 @@
   XX(PERIGEE_TIMEOUT, "1800", "default timeout of operations in seconds")                          \
   XX(PERIGEE_INIT_TIMEOUT, "300", "timeout of init in seconds")                                    \
   XX(PERIGEE_BIND, "127.0.0.1", "address to listen on and to give to peers")                       \
+  XX(PERIGEE_HOST_ID, "",                                                                          \
+     "ranks with the same sit on one host (default: boot id, network namespace)")                  \
   XX(PERIGEE_DETERMINISTIC, "0", "1: sum in rank order on every path")                             \
   XX(PERIGEE_SHM_SLOT, "1048576", "bytes of shared memory per rank and group")                     \
   XX(PERIGEE_SEGMENT, "65536", "bytes of one message of a pipelined TCP collective")               \

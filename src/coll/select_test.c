@@ -157,12 +157,12 @@ static void environment(void **state) {
 static void several_hosts(void **state) {
   (void)state;
   perigee__tuning t = tuning_of("");
-  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 8, true, 1 << 20),
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 8, true, 4 << 20),
                    PERIGEE_ALGO_HIER);
-  assert_int_not_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 8, false, 1 << 20),
+  assert_int_not_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 8, false, 4 << 20),
                        PERIGEE_ALGO_HIER);
   t.deterministic = true;
-  assert_int_not_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 8, true, 1 << 20),
+  assert_int_not_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLREDUCE, 8, true, 4 << 20),
                        PERIGEE_ALGO_HIER);
 }
 

@@ -167,6 +167,11 @@ static int world_alone(int rank, int nranks, perigee__world **world_p) {
   return 0;
 }
 
+static const char *host_from_env(void) {
+  const char *host = perigee__env("PERIGEE_HOST_ID");
+  return host[0] != '\0' ? host : NULL;
+}
+
 static int world_join(const perigee_init_options *opts, int rank, int nranks, int64_t deadline_ns,
                       perigee__world **world_p) {
   perigee__world *world = NULL;
@@ -179,6 +184,7 @@ static int world_join(const perigee_init_options *opts, int rank, int nranks, in
                                      .store = world->store,
                                      .transport = transport_from_env(),
                                      .bind_addr = perigee__env("PERIGEE_BIND"),
+                                     .host_id = host_from_env(),
                                      .deadline_ns = deadline_ns};
   PERIGEE_TRY_GOTO(perigee__mesh_create(&mesh, &world->mesh), err);
   *world_p = world;

@@ -106,6 +106,11 @@ static int publish(perigee__mesh *mesh, const perigee__mesh_params *params, addr
   if (mesh->uds_listener < 0 || bind(mesh->uds_listener, (struct sockaddr *)&name, len) != 0 ||
       listen(mesh->uds_listener, SOMAXCONN) != 0)
     return perigee__fail_errno(errno, "cannot listen on a UNIX socket");
+  if (params->host_id != NULL && (params->host_id[strcspn(params->host_id, " \t\n")] != '\0' ||
+                                  strlen(params->host_id) >= sizeof(own->host_id)))
+    return perigee__fail(PERIGEE_EINVAL,
+                         "PERIGEE_HOST_ID: '%.100s' is not a word of 1 to %zu bytes",
+                         params->host_id, sizeof(own->host_id) - 1);
   if (params->host_id != NULL)
     snprintf(own->host_id, sizeof(own->host_id), "%s", params->host_id);
   else

@@ -44,7 +44,7 @@ typedef struct perigee__mesh_params {
   const char *bind_addr; /* numeric address to listen on and publish; NULL: 127.0.0.1 */
   int64_t deadline_ns;   /* of create */
   const char *
-      host_id; /* ranks with the same are on one host; NULL: boot id and network namespace. For tests */
+      host_id; /* ranks with the same are on one host: a word; NULL: boot id and network namespace */
 } perigee__mesh_params;
 
 /**
