@@ -24,7 +24,8 @@ describe("conformance table", function()
     it(("holds on 2 hosts of 2 ranks by %s"):format(rule), function()
       local run = support.bash(([[
         export PERIGEE_TIMEOUT=50 PERIGEE_SELECT=allreduce:0-:%s
-        timeout -k 2 170 $P run -n 4 --timeout 160 bash -c 'PERIGEE_HOST_ID=host$((RANK/2)) exec $P lua %s/spec/conformance/table.lua'
+        timeout -k 2 170 $P run -n 4 --timeout 160 bash -c \
+          'PERIGEE_HOST_ID=host$((RANK/2)) exec $P lua %s/spec/conformance/table.lua'
       ]]):format(rule, root), nil, 180)
       assert.equal(0, run.code, run.out .. run.err)
       local cells, used = run.out:match "(%d+) cells passed %((%a+)"
