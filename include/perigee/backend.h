@@ -19,6 +19,53 @@
 typedef struct perigee_layer perigee_layer; /* one layer of one group */
 struct perigee_group;
 
+/*
+ * What a layer may define besides operations. XX(id, NAME, name, KIND), never renumber, append only.
+ *   ASKED  the first layer from above that has it answers; what none has is the runtime's own. It may pass on (perigee_layer_<name>).
+ *   TOLD   every layer that has it is told, top first; the runtime's own part happens in any case.
+ */
+#define PERIGEE_METHOD_MAP(XX)                                                                     \
+  XX(0, OPEN, open, TOLD)                                                                          \
+  XX(1, CLOSE, close, TOLD)                                                                        \
+  XX(2, ABORT, abort, TOLD)                                                                        \
+  XX(3, SET_TIMEOUT, set_timeout, TOLD)                                                            \
+  XX(4, BACKEND_NAME, backend_name, ASKED)                                                         \
+  XX(5, RANK, rank, ASKED)                                                                         \
+  XX(6, SIZE, size, ASKED)                                                                         \
+  XX(7, SPLIT, split, ASKED)                                                                       \
+  XX(8, SHUTDOWN, shutdown, ASKED)                                                                 \
+  XX(9, START_COALESCING, start_coalescing, ASKED)                                                 \
+  XX(10, END_COALESCING, end_coalescing, ASKED)                                                    \
+  XX(11, RECONFIGURE, reconfigure, ASKED)
+
+typedef enum perigee_method {
+#define XX(_id, _NAME, _name, _kind) PERIGEE_METHOD_##_NAME = _id,
+  PERIGEE_METHOD_MAP(XX)
+#undef XX
+  PERIGEE_METHOD_COUNT = 12
+} perigee_method;
+
+/** "start_coalescing"; NULL when method is not one. Static memory. */
+PERIGEE_API const char *perigee_method_name(int method);
+
+/** What a group is formed anew with. Fields left alone keep what the group had. Borrowed for the time of the call. */
+typedef struct perigee_reconfigure_options {
+  uint32_t size;
+  perigee_store *
+      store; /* where the ranks meet; NULL: the store of the group, which all ranks of the new one must know */
+  const char *
+      id; /* names this configuration on `store`: the same on all ranks, another each time. NULL: "0" with a
+                     store, else the number of the configuration, counted by the group */
+  int rank, nranks;        /* -1: as before; both or none */
+  int64_t timeout_ns;      /* default of operations; <= 0: as before */
+  int64_t init_timeout_ns; /* of this call; <= 0: PERIGEE_INIT_TIMEOUT seconds or 300 s */
+  perigee_shared
+      *script; /* the options as a script gave them, shown to layers written in Lua, or NULL */
+} perigee_reconfigure_options;
+
+/** All defaults. */
+PERIGEE_API void perigee_reconfigure_options_init(perigee_reconfigure_options *opts);
+
 /** What a layer is told when its group opens. Borrowed for the time of the call. */
 typedef struct perigee_layer_info {
   uint32_t size;
@@ -59,6 +106,31 @@ typedef struct perigee_backend_ops_v1 {
   int (*split)(void *self, const perigee_layer_info *info, void **self_p);
   /** The backend (not a layer) is replaced or the process ends: drop it. May be NULL. */
   void (*drop)(void *backend);
+
+  /* ---- optional methods of the kind ASKED; a maker whose `size` ends before them has none --------- */
+
+  /** Whether this layer has a method (perigee_method, ASKED ones only) whose slot is not NULL. Asked once per method, after open. NULL:
+   *  it has all of them. */
+  bool (*provides)(void *self, int method);
+  /** Name to show in stack strings instead of the registered one; the same rules. Asked once, after open; copied. NULL: as registered. */
+  const char *(*backend_name)(void *self);
+  /** What the group reports as its rank (>= 0) and size (>= 1), each time it is asked; or an error. Requests are made and checked with
+   *  the real ones all the same, and layers keep the real ones of perigee_layer_info. */
+  int (*rank)(void *self);
+  int (*group_size)(void *self);
+  /** Make the group of perigee_group_split. Waits. *group_p: owned by the caller; NULL where color < 0. */
+  int (*split_group)(void *self, int color, int key, const char *name,
+                     struct perigee_group **group_p);
+  /** Wait until what is pending has ended, at most timeout_ns; ETIMEDOUT. The group is closed afterwards in any case. */
+  int (*shutdown)(void *self, int64_t timeout_ns);
+  /** A batch begins and ends on this layer: its operations are submitted in between, one after the other, on the same thread. end gives a
+   *  work (one reference for the caller) that must end too before the batch has ended. end is called for every start that returned 0.
+   *  Never wait for peers. */
+  int (*start_coalescing)(void *self);
+  int (*end_coalescing)(void *self, perigee_work **work_p);
+  /** Form the group anew. Waits. *group_p: the new group, owned by the caller; NULL: this layer did it in place and the group stays. */
+  int (*reconfigure)(void *self, const perigee_reconfigure_options *opts,
+                     struct perigee_group **group_p);
 } perigee_backend_ops_v1;
 
 /**
@@ -88,6 +160,24 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_run(perigee_layer *layer,
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_subgroup(perigee_layer *layer, const int *ranks,
                                                           int n, const char *name,
                                                           struct perigee_group **group_p);
+/*
+ * The methods of kind ASKED, passed on to the first layer below that has them, and else to the runtime.
+ * rank, size: what the layers below report. split, reconfigure: the new group has the whole stack, as if this layer had not been asked.
+ * shutdown: waits until everything pending on the group has ended. Coalescing: without a layer that has it nothing is done, and the work
+ * has ended.
+ */
+PERIGEE_API int perigee_layer_rank(perigee_layer *layer);
+PERIGEE_API int perigee_layer_size(perigee_layer *layer);
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_split(perigee_layer *layer, int color, int key,
+                                                       const char *name,
+                                                       struct perigee_group **group_p);
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_shutdown(perigee_layer *layer, int64_t timeout_ns);
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_start_coalescing(perigee_layer *layer);
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_layer_end_coalescing(perigee_layer *layer,
+                                                                perigee_work **work_p);
+PERIGEE_API PERIGEE_MUST_CHECK int
+perigee_layer_reconfigure(perigee_layer *layer, const perigee_reconfigure_options *opts,
+                          struct perigee_group **group_p);
 /** Name of the stack below, for example "fp16(native)"; "" at the bottom. Borrowed. */
 PERIGEE_API const char *perigee_layer_below(const perigee_layer *layer);
 

@@ -68,6 +68,14 @@ PERIGEE_API void perigee_group_unref(perigee_group *group); /* NULL is accepted;
 PERIGEE_API int perigee_group_close(perigee_group *group);
 PERIGEE_API bool perigee_group_is_closed(const perigee_group *group);
 
+/**
+ * Orderly end: wait until everything pending on this rank has ended, then close. A layer may override the wait. Idempotent.
+ * Waits: at most timeout_ns (<= 0: the group's default), and as close does.
+ * Errors: ETIMEDOUT, or what a layer's override says; the group is closed all the same. EDEADLK in callbacks.
+ */
+PERIGEE_API int perigee_group_shutdown(perigee_group *group, int64_t timeout_ns);
+
+/** The rank and the size; or what a layer that overrides them says: then < 0 when it fails (detail: perigee_last_error()). */
 PERIGEE_API int perigee_group_rank(const perigee_group *group);
 PERIGEE_API int perigee_group_size(const perigee_group *group);
 PERIGEE_API const char *perigee_group_name(const perigee_group *group);
@@ -111,6 +119,45 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_split(perigee_group *group, int
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_subgroup(perigee_group *group, const int *ranks,
                                                           int n, const char *name,
                                                           perigee_group **group_p);
+
+/**
+ * Coalescing: several operations as one batch. Between start and end, perigee_group_submit and perigee_group_run of the calling
+ * thread on this group check the request and put it in the batch; submit returns a work of its own for it, run returns 0 at
+ * once, and its outcome is that of the batch. end submits them all in their order and returns one work (owned) that ends when
+ * all have ended: with the error of the first that failed, naming which. cancel drops them: their works end with ECANCELED.
+ * Units:   timeout_ns: of operations that have none of their own; PERIGEE_TIMEOUT_DEFAULT the group's.
+ * Threads: a batch belongs to the thread that started it; operations of other threads are not part of it. Every start needs its end or
+ *   cancel on the same thread.
+ * Never waits. Waiting for a work of the batch before its end, on the batch's thread, is EDEADLK.
+ * Errors: start: ESTATE when this thread has a batch open on the group; ECLOSED. end, cancel: ESTATE without one. What fails once
+ *   the batch is submitted fails the work.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_coalesce_start(perigee_group *group,
+                                                                int64_t timeout_ns);
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_coalesce_end(perigee_group *group,
+                                                              perigee_work **work_p);
+PERIGEE_API int perigee_group_coalesce_cancel(perigee_group *group);
+/** Whether the calling thread has a batch open on the group. */
+PERIGEE_API bool perigee_group_is_coalescing(const perigee_group *group);
+
+/**
+ * After a failure: a new group of the ranks that are alive, in the same order, with the same stack. Every survivor calls it; they agree
+ * on the store who belongs to it, and all that return 0 got the same members. A rank that died, left, or does not come within half of the
+ * time is not one of them. When another one dies meanwhile they agree anew, without it. The old group stays as it is; close it.
+ * timeout_ns: <= 0: the group's default, at most 60 s. name: NULL: made from the group's.
+ * Errors: ETIMEDOUT naming who is missing; ESTATE: the others went on without this rank; ESTORE; ENOTSUP without a store.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_shrink(perigee_group *group, int64_t timeout_ns,
+                                                        const char *name, perigee_group **group_p);
+/**
+ * Close this group, failed or not, and form another one with the same stack, whose ranks meet anew; also for a group that is closed. After an
+ * error it may be called again. Waits for all ranks of the new one.
+ * *group_p: returned owned; NULL when a layer's override did it in place and the group stays.
+ * Errors: those of perigee_init.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int
+perigee_group_reconfigure(perigee_group *group, const perigee_reconfigure_options *opts,
+                          perigee_group **group_p);
 
 /** Fail the group on every rank: pending and later operations end with EABORTED and this reason. Never waits. */
 PERIGEE_API int perigee_group_abort(perigee_group *group, const char *reason);

@@ -13,6 +13,7 @@
 #include "base/futex.h"
 #include "base/log.h"
 #include "group/closing.h"
+#include "group/coalesce.h"
 #include "group/layers.h"
 #include "group/native.h"
 #include "group/work.h"
@@ -33,7 +34,9 @@ static void group_free(perigee_group *group) {
     group->layer_options->unref(group->layer_options);
   perigee__world_unref(group->world, perigee__deadline_in(0));
   free(group->members);
+  perigee_store_unref(group->origin);
   free(group->stack);
+  free(group->spec);
   perigee__mutex_fini(&group->mutex);
   free(group);
 }
@@ -154,8 +157,7 @@ static int decorate(perigee_group *group, const perigee_request *req) {
   return error->code;
 }
 
-static int begin(perigee_group *group, const perigee_request *req, perigee_request *mine) {
-  PERIGEE_TRY(perigee__group_enter(group));
+int perigee__group_check(perigee_group *group, const perigee_request *req) {
   int rc = perigee__request_check(req, group->rank, group->nranks);
   if (rc == 0 && group->route[req->op] < 0)
     rc = perigee__fail(PERIGEE_ENOTSUP, "%s: no layer of '%s' takes it", perigee_op_name(req->op),
@@ -164,8 +166,15 @@ static int begin(perigee_group *group, const perigee_request *req, perigee_reque
     perigee_error *error = perigee__last_error();
     error->rank = group->rank;
     snprintf(error->group, sizeof(error->group), "%s", group->name);
-    return perigee__group_leave(group, rc);
   }
+  return rc;
+}
+
+static int begin(perigee_group *group, const perigee_request *req, perigee_request *mine) {
+  PERIGEE_TRY(perigee__group_enter(group));
+  int rc = perigee__group_check(group, req);
+  if (rc < 0)
+    return perigee__group_leave(group, rc);
   *mine = *req;
   /* Messages count for themselves: the numbers of collectives are the same on all ranks. */
   bool message = perigee_op_get(req->op)->opts & PERIGEE_OPT_TAG;
@@ -179,6 +188,13 @@ static int begin(perigee_group *group, const perigee_request *req, perigee_reque
 
 int perigee_group_run(perigee_group *group, const perigee_request *req) {
   perigee_request mine;
+  perigee__batch *batch = perigee__batch_here(group);
+  if (PERIGEE_UNLIKELY(batch != NULL)) {
+    perigee_work *part;
+    PERIGEE_TRY(perigee__batch_add(batch, req, &part));
+    perigee_work_unref(part);
+    return 0;
+  }
   PERIGEE_TRY(perigee__group_may_block());
   PERIGEE_TRY(begin(group, req, &mine));
   perigee_error error;
@@ -201,8 +217,15 @@ static void untrack(perigee_work *work, void *arg) {
   perigee_group_unref(group);
 }
 
+bool perigee__group_has_tracked(perigee_group *group) {
+  perigee__lock(&group->mutex);
+  bool any = !perigee__list_empty(&group->tracked);
+  perigee__unlock(&group->mutex);
+  return any;
+}
+
 /* Remember a scripted layer's work, and give it the operation's deadline when it has none of its own. */
-static int track(perigee_group *group, perigee_work *work, int64_t deadline_ns) {
+int perigee__group_track(perigee_group *group, perigee_work *work, int64_t deadline_ns) {
   if (perigee__work_ended(work) || work->ops != NULL)
     return 0;
   tracked *entry = malloc(sizeof(*entry));
@@ -227,14 +250,18 @@ static int track(perigee_group *group, perigee_work *work, int64_t deadline_ns) 
 
 int perigee_group_submit(perigee_group *group, const perigee_request *req, perigee_work **work_p) {
   perigee_request mine;
+  perigee__batch *batch = perigee__batch_here(group);
+  if (PERIGEE_UNLIKELY(batch != NULL))
+    return perigee__batch_add(batch, req, work_p);
   PERIGEE_TRY(begin(group, req, &mine));
   int index = group->route[req->op];
   perigee_work *work = NULL;
   int rc = perigee__layer_submit_at(group, index, &mine, &work);
   if (rc == 0 && index != group->nlayers - 1) {
-    rc = track(group, work,
-               perigee__request_deadline(
-                   &mine, atomic_load_explicit(&group->timeout_ns, memory_order_relaxed)));
+    rc = perigee__group_track(
+        group, work,
+        perigee__request_deadline(&mine,
+                                  atomic_load_explicit(&group->timeout_ns, memory_order_relaxed)));
     if (rc < 0)
       perigee_work_unref(work);
   }
@@ -345,8 +372,6 @@ int perigee_group_close(perigee_group *group) {
 bool perigee_group_is_closed(const perigee_group *group) {
   return atomic_load(&group->state) != PERIGEE_GROUP_OPEN;
 }
-int perigee_group_rank(const perigee_group *group) { return group->rank; }
-int perigee_group_size(const perigee_group *group) { return group->nranks; }
 const char *perigee_group_name(const perigee_group *group) { return group->name; }
 const char *perigee_group_backend(const perigee_group *group) { return group->stack; }
 perigee_store *perigee_group_store(const perigee_group *group) { return group->store; }

@@ -27,12 +27,15 @@ struct perigee_layer {
   perigee__backend *backend; /* one reference */
   void *self;
   int index;
-  uint32_t handles;               /* bit per operation this layer takes itself */
-  char *below;                    /* text of the stack below */
-  int8_t route[PERIGEE_OP_COUNT]; /* index of the layer below that handles it, -1 none */
+  uint32_t handles;                /* bit per operation this layer takes itself */
+  uint32_t methods;                /* bit per method of kind ASKED it has */
+  char name[PERIGEE_NAME_MAX + 1]; /* shown in stack strings */
+  char *below;                     /* text of the stack below */
+  int8_t route[PERIGEE_OP_COUNT];  /* index of the layer below that handles it, -1 none */
 };
 
 _Static_assert(PERIGEE_OP_COUNT <= 32, "perigee_layer.handles has a bit for each operation");
+_Static_assert(PERIGEE_METHOD_COUNT <= 32, "perigee_layer.methods has a bit for each method");
 
 typedef enum perigee__group_state {
   PERIGEE_GROUP_OPEN,
@@ -44,6 +47,7 @@ struct perigee_group {
   _Atomic uint32_t refs;
   _Atomic uint32_t state;    /* perigee__group_state; futex word of who waits for the end */
   _Atomic uint32_t calls;    /* threads inside submit or run; close waits until they have left */
+  _Atomic uint32_t batches;  /* batches open on any thread; relaxed: a thread looks for its own */
   _Atomic uint64_t seq;      /* collectives accepted */
   _Atomic uint64_t messages; /* point-to-point operations accepted */
   _Atomic int64_t timeout_ns;
@@ -54,6 +58,8 @@ struct perigee_group {
   perigee__world *world;
   perigee_store *store;          /* prefixed for this group, or NULL */
   char *stack;                   /* "log(fp16(native))" */
+  char *spec;                    /* the same with the registered names: opens it again */
+  uint32_t methods;              /* bit per method of kind ASKED that any layer has */
   perigee_shared *layer_options; /* one reference, or NULL */
   perigee_layer layers[PERIGEE_LAYERS_MAX];
   int nlayers;
@@ -62,7 +68,11 @@ struct perigee_group {
   int8_t route[PERIGEE_OP_COUNT];
   perigee_mutex mutex;
   perigee__node tracked;
-  uint32_t splits;                           /* under mutex: splits made, names them */
+  uint32_t splits;       /* under mutex: splits made, names them */
+  uint32_t shrinks;      /* under mutex: the same for shrink */
+  uint32_t attempts;     /* under mutex: configurations tried after this one */
+  uint32_t generation;   /* configurations of this lineage on `origin` before this one */
+  perigee_store *origin; /* where the lineage's configurations meet, or NULL: `store` */
   struct perigee__subgroup_count *subgroups; /* under mutex: how often each list was used */
 };
 
@@ -83,6 +93,20 @@ typedef struct perigee__group_params {
 /** Open a group. Waits for all members (the bottom sets itself up with its peers). */
 PERIGEE_MUST_CHECK int perigee__group_open(const perigee__group_params *params,
                                            perigee_group **group_p);
+
+/** A subgroup of these ranks, given its whole name and id; first: index of the first of the parent's layers it takes. Waits. (split.c) */
+PERIGEE_MUST_CHECK int perigee__group_of_members(perigee_group *parent, int first, const char *name,
+                                                 uint64_t id, const int *ranks, int n, int me,
+                                                 int64_t deadline_ns, perigee_group **group_p);
+
+/** See that a scripted layer's work ends with the group, and at its operation's deadline. */
+PERIGEE_MUST_CHECK int perigee__group_track(perigee_group *group, perigee_work *work,
+                                            int64_t deadline_ns);
+/** Whether a scripted layer's work is pending. */
+bool perigee__group_has_tracked(perigee_group *group);
+
+/** Check req and that a layer takes it, inside of enter. The error names the group. */
+PERIGEE_MUST_CHECK int perigee__group_check(perigee_group *group, const perigee_request *req);
 
 /** Bracket a use of the group's layers: ECLOSED when it is being closed. leave returns rc. */
 PERIGEE_MUST_CHECK int perigee__group_enter(perigee_group *group);

@@ -172,12 +172,16 @@ static const char *host_from_env(void) {
   return host[0] != '\0' ? host : NULL;
 }
 
-static int world_join(const perigee_init_options *opts, int rank, int nranks, int64_t deadline_ns,
+/* store: taken over once the world has it, and that is always but for memory. */
+static int world_join(perigee_store *store, int rank, int nranks, int64_t deadline_ns,
                       perigee__world **world_p) {
   perigee__world *world = NULL;
-  PERIGEE_TRY(world_alone(rank, nranks, &world));
-  int rc = 0;
-  PERIGEE_TRY_GOTO(store_for_world(opts, perigee__time_left(deadline_ns), &world->store), err);
+  int rc = world_alone(rank, nranks, &world);
+  if (rc < 0) {
+    perigee_store_unref(store);
+    return rc;
+  }
+  world->store = store;
   PERIGEE_TRY_GOTO(claim(world->store, rank, nranks), err);
   const perigee__mesh_params mesh = {.rank = rank,
                                      .nranks = nranks,
@@ -203,6 +207,23 @@ static int bottom_is(const char *stack, const char *name, bool *is_p) {
   for (int i = 0; i < n; i++)
     perigee__backend_unref(layers[i]);
   return 0;
+}
+
+int perigee__world_meet(perigee_store *store, const char *stack, int rank, int nranks,
+                        int64_t deadline_ns, perigee__world **world_p) {
+  bool alone = false;
+  int rc = bottom_is(stack, "fake", &alone);
+  if (rc == 0 && store == NULL && !alone && nranks > 1)
+    rc = perigee__fail(PERIGEE_EINVAL, "%d ranks need a store to meet on", nranks);
+  if (rc == 0 && !alone && nranks > 1)
+    return world_join(store, rank, nranks, deadline_ns, world_p);
+  if (rc == 0)
+    rc = world_alone(rank, nranks, world_p);
+  if (rc == 0)
+    (*world_p)->store = store;
+  else
+    perigee_store_unref(store);
+  return rc;
 }
 
 static void params_from(const perigee_init_options *opts, perigee__group_params *params) {
@@ -241,14 +262,17 @@ int perigee_init(const perigee_init_options *opts, perigee_group **group_p) {
   bool alone;
   PERIGEE_TRY(bottom_is(params.stack, "fake", &alone));
   alone = alone || params.nranks == 1;
+  perigee_store *store = alone && opts->store != NULL ? perigee_store_ref(opts->store) : NULL;
+  if (!alone)
+    PERIGEE_TRY(store_for_world(opts, perigee__time_left(params.deadline_ns), &store));
   int *members = iota(params.nranks);
-  if (members == NULL)
+  if (members == NULL) {
+    perigee_store_unref(store);
     return PERIGEE_ENOMEM;
+  }
   params.members = members;
-  int rc = alone ? world_alone(params.rank, params.nranks, &params.world)
-                 : world_join(opts, params.rank, params.nranks, params.deadline_ns, &params.world);
-  if (rc == 0 && alone && opts->store != NULL)
-    params.world->store = perigee_store_ref(opts->store);
+  int rc = perigee__world_meet(store, params.stack, params.rank, params.nranks, params.deadline_ns,
+                               &params.world);
   if (rc == 0) {
     perigee__log_set_rank(params.nranks > 1 ? params.rank : -1);
     rc = perigee__group_open(&params, group_p);

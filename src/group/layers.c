@@ -9,18 +9,16 @@
 #include "group/native.h"
 #include "group/work.h"
 
-/* "fp16(native)" for the layers from `from` on; "" for none. */
-static char *stack_text(const perigee_group *group, int from) {
-  size_t size = 1;
-  for (int i = from; i < group->nlayers; i++)
-    size += strlen(group->layers[i].backend->name) + 2;
+/* "fp16(native)" for the layers from `from` on, by the names they show or those they are registered under; "" for none. */
+static char *stack_text(const perigee_group *group, int from, bool registered) {
+  size_t size = (size_t)(group->nlayers - from) * (PERIGEE_NAME_MAX + 2) + 1;
   char *text = perigee__calloc(size, 1);
   if (text == NULL)
     return NULL;
   for (int i = from; i < group->nlayers; i++) {
     if (i > from)
       strcat(text, "(");
-    strcat(text, group->layers[i].backend->name);
+    strcat(text, registered ? group->layers[i].backend->name : group->layers[i].name);
   }
   for (int i = from + 1; i < group->nlayers; i++)
     strcat(text, ")");
@@ -33,6 +31,63 @@ static void ask_handles(perigee_layer *layer) {
   for (int op = 0; op < PERIGEE_OP_COUNT; op++)
     if (ops->handles == NULL || ops->handles(layer->self, op))
       layer->handles |= UINT32_C(1) << op;
+}
+
+/* Whether ops has a slot for the method. */
+static bool has_slot(const perigee_backend_ops_v1 *ops, int method) {
+  switch ((perigee_method)method) {
+  case PERIGEE_METHOD_BACKEND_NAME:
+    return ops->backend_name != NULL;
+  case PERIGEE_METHOD_RANK:
+    return ops->rank != NULL;
+  case PERIGEE_METHOD_SIZE:
+    return ops->group_size != NULL;
+  case PERIGEE_METHOD_SPLIT:
+    return ops->split_group != NULL;
+  case PERIGEE_METHOD_SHUTDOWN:
+    return ops->shutdown != NULL;
+  case PERIGEE_METHOD_START_COALESCING:
+    return ops->start_coalescing != NULL;
+  case PERIGEE_METHOD_END_COALESCING:
+    return ops->end_coalescing != NULL;
+  case PERIGEE_METHOD_RECONFIGURE:
+    return ops->reconfigure != NULL;
+  case PERIGEE_METHOD_OPEN:
+  case PERIGEE_METHOD_CLOSE:
+  case PERIGEE_METHOD_ABORT:
+  case PERIGEE_METHOD_SET_TIMEOUT:
+  case PERIGEE_METHOD_COUNT:
+    break;
+  }
+  return false;
+}
+
+/* Which methods the open layer has, and the name it shows. */
+static int ask_methods(perigee_layer *layer) {
+  const perigee_backend_ops_v1 *ops = &layer->backend->ops;
+  for (int method = 0; method < PERIGEE_METHOD_COUNT; method++)
+    if (has_slot(ops, method) && (ops->provides == NULL || ops->provides(layer->self, method)))
+      layer->methods |= UINT32_C(1) << method;
+  layer->group->methods |= layer->methods;
+  const char *name = layer->methods >> PERIGEE_METHOD_BACKEND_NAME & 1
+                         ? ops->backend_name(layer->self)
+                         : layer->backend->name;
+  if (name == NULL || !perigee__backend_name_is_good(name))
+    return perigee__fail(PERIGEE_EINVAL,
+                         "backend '%s': backend_name says '%s': 1 to %d letters, digits, '_' or "
+                         "'-' expected",
+                         layer->backend->name, name != NULL ? name : "NULL", PERIGEE_NAME_MAX);
+  strcpy(layer->name, name);
+  return 0;
+}
+
+perigee_layer *perigee__layer_with(perigee_group *group, int from, perigee_method method) {
+  if (PERIGEE_LIKELY(!(group->methods >> method & 1)))
+    return NULL;
+  for (int i = from; i < group->nlayers; i++)
+    if (group->layers[i].methods >> method & 1)
+      return &group->layers[i];
+  return NULL;
 }
 
 /* Layer i is open: what stands above it goes there for what it takes. What it does not take goes where it goes itself. */
@@ -96,18 +151,20 @@ int perigee__layers_open(perigee_group *group, const perigee_group *parent, int 
     group->layers[i] = (perigee_layer){.group = group, .backend = backends[i], .index = i};
     memset(group->layers[i].route, -1, sizeof(group->layers[i].route));
   }
-  for (int i = 0; i < n && rc == 0; i++)
-    if ((group->layers[i].below = stack_text(group, i + 1)) == NULL)
-      rc = perigee__fail(PERIGEE_ENOMEM, "no memory for the stack '%s'", group->stack);
   int first_open = n;
   while (rc == 0 && first_open > 0) {
-    /* An open layer may already use the ones below it: their routes are needed first. */
-    rc = open_one(group, first_open - 1,
-                  parent != NULL ? &parent->layers[first + first_open - 1] : NULL);
+    perigee_layer *layer = &group->layers[first_open - 1];
+    /* An open layer may already use the ones below it: their routes and names are needed first. */
+    layer->below = stack_text(group, first_open, false);
+    rc = layer->below != NULL
+             ? open_one(group, first_open - 1,
+                        parent != NULL ? &parent->layers[first + first_open - 1] : NULL)
+             : perigee__fail(PERIGEE_ENOMEM, "no memory for the stack '%s'", group->stack);
     if (rc == 0) {
       first_open--;
-      ask_handles(&group->layers[first_open]);
+      ask_handles(layer);
       add_routes(group, first_open);
+      rc = ask_methods(layer);
     }
   }
   if (rc < 0) {
@@ -116,8 +173,9 @@ int perigee__layers_open(perigee_group *group, const perigee_group *parent, int 
     return rc;
   }
   free(group->stack);
-  group->stack = stack_text(group, 0);
-  if (group->stack == NULL) {
+  group->stack = stack_text(group, 0, false);
+  group->spec = stack_text(group, 0, true);
+  if (group->stack == NULL || group->spec == NULL) {
     close_from(group, 0);
     drop_backends(group);
     return perigee__fail(PERIGEE_ENOMEM, "no memory for the text of a stack");

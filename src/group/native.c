@@ -157,6 +157,16 @@ const char *perigee__native_transport(const void *self) {
   return perigee__coll_transport(native->coll);
 }
 
+bool perigee__native_is_idle(const void *self) {
+  const perigee__native *native = self;
+  return atomic_load_explicit(&native->unfinished, memory_order_relaxed) == 0;
+}
+
+bool perigee__native_member_gone(void *self, int rank) {
+  perigee__native *native = self;
+  return native->mesh != NULL && perigee__mesh_member_gone(native->mesh, &native->fate, rank);
+}
+
 int perigee__native_failed(void *self, perigee_error *error_p) {
   perigee__native *native = self;
   if (!perigee__fate_failed(&native->fate))

@@ -21,5 +21,9 @@ extern const perigee_backend_ops_v1 perigee__native_ops;
 const char *perigee__native_transport(const void *self);
 /** 0, or the code of the first cause, which goes to *error_p (may be NULL). */
 int perigee__native_failed(void *self, perigee_error *error_p);
+/** Whether every work made so far has ended. */
+bool perigee__native_is_idle(const void *self);
+/** Whether that rank is known to be dead, or to have left the group or the world. */
+bool perigee__native_member_gone(void *self, int rank);
 
 #endif

@@ -36,6 +36,7 @@ typedef struct perigee__native {
   perigee__block *blocks;          /* 2n, with the right to run: outputs, inputs */
   size_t *counts;                  /* n, with the right to run */
   uint64_t *seen;                  /* n, with the right to run */
+  _Atomic uint32_t unfinished;     /* works that have not ended; relaxed: shutdown polls it */
   _Atomic int64_t latest_deadline; /* of any collective so far; relaxed */
 
   bool progress_started;

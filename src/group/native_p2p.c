@@ -184,7 +184,9 @@ static void p2p_interrupt(perigee_work *work) {
 
 /* The mesh wakes who waits for a word when it has run p2p_done. */
 static void p2p_ended(perigee_work *work) {
-  atomic_fetch_add(&PERIGEE_CONTAINER_OF(work, p2p_op, work)->look, 1);
+  p2p_op *op = PERIGEE_CONTAINER_OF(work, p2p_op, work);
+  atomic_fetch_sub_explicit(&op->native->unfinished, 1, memory_order_relaxed);
+  atomic_fetch_add(&op->look, 1);
 }
 
 static void p2p_abort(perigee_work *work, const perigee_error *reason) {
@@ -220,6 +222,7 @@ int perigee__native_submit_p2p(perigee__native *native, const perigee_request *r
   }
   op->native = perigee__native_ref(native);
   op->xfer.on_done = p2p_done;
+  atomic_fetch_add_explicit(&native->unfinished, 1, memory_order_relaxed);
   perigee_work_ref(&op->work); /* the mesh's, dropped by p2p_done */
   post(native, req, &op->xfer);
   if (op->deadline_ns != PERIGEE_NEVER) {

@@ -165,6 +165,13 @@ static void op_interrupt(perigee_work *work) {
   wake_turn(PERIGEE_CONTAINER_OF(work, native_op, work)->native);
 }
 
+/* Its waiter does not wait for the rest of the queue. */
+static void op_ended(perigee_work *work) {
+  perigee__native *native = PERIGEE_CONTAINER_OF(work, native_op, work)->native;
+  atomic_fetch_sub_explicit(&native->unfinished, 1, memory_order_relaxed);
+  wake_turn(native);
+}
+
 static void op_abort(perigee_work *work, const perigee_error *reason) {
   perigee__native_fail(PERIGEE_CONTAINER_OF(work, native_op, work)->native, reason);
 }
@@ -177,12 +184,11 @@ static void op_free(perigee_work *work) {
   free(op);
 }
 
-static const perigee__work_ops op_ops = {
-    .drive = op_drive,
-    .interrupt = op_interrupt,
-    .ended = op_interrupt, /* its waiter does not wait for the rest of the queue */
-    .abort = op_abort,
-    .free = op_free};
+static const perigee__work_ops op_ops = {.drive = op_drive,
+                                         .interrupt = op_interrupt,
+                                         .ended = op_ended,
+                                         .abort = op_abort,
+                                         .free = op_free};
 
 /* Its time has come while it stood behind another operation. */
 static void op_late(perigee_work *work) {
@@ -293,6 +299,7 @@ static int enqueue_locked(perigee__native *native, native_op *op) {
     PERIGEE_TRY(perigee__deadline_watch(&op->work, op->deadline_ns, op_late));
   else if (op->deadline_ns > latest)
     atomic_store_explicit(&native->latest_deadline, op->deadline_ns, memory_order_relaxed);
+  atomic_fetch_add_explicit(&native->unfinished, 1, memory_order_relaxed);
   perigee_work_ref(&op->work); /* the queue's */
   perigee__list_append(&native->queue, &op->node);
   atomic_fetch_add(&native->busy, 2);

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,8 @@ static bool name_is_good(const char *name, size_t len) {
   return true;
 }
 
+bool perigee__backend_name_is_good(const char *name) { return name_is_good(name, strlen(name)); }
+
 void perigee__backend_unref(perigee__backend *backend) {
   if (backend == NULL || atomic_fetch_sub_explicit(&backend->refs, 1, memory_order_acq_rel) != 1)
     return;
@@ -42,8 +45,9 @@ int perigee_backend_register(const char *name, const char *default_inner,
     return perigee__fail(PERIGEE_EINVAL,
                          "backend name '%s': 1 to %d letters, digits, '_' or '-' expected",
                          name != NULL ? name : "NULL", PERIGEE_NAME_MAX);
-  if (ops == NULL || ops->abi != 1 || ops->open == NULL || ops->close == NULL ||
-      ops->submit == NULL)
+  /* `run` and what follows may be missing from a maker's struct. */
+  if (ops == NULL || ops->abi != 1 || ops->size < offsetof(perigee_backend_ops_v1, run) ||
+      ops->open == NULL || ops->close == NULL || ops->submit == NULL)
     return perigee__fail(PERIGEE_EINVAL, "backend '%s': abi 1 with open, close and submit expected",
                          name);
   perigee__backend *backend = perigee__calloc(1, sizeof(*backend));

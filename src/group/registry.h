@@ -26,6 +26,8 @@ typedef struct perigee__backend {
 /** Entry by name with one more reference; looks for perigee_<name>.so in PERIGEE_BACKEND_PATH when it is not known. ENOENT. */
 PERIGEE_MUST_CHECK int perigee__backend_find(const char *name, perigee__backend **backend_p);
 void perigee__backend_unref(perigee__backend *backend);
+/** Whether the text can be the name of a backend. */
+bool perigee__backend_name_is_good(const char *name);
 
 /** The layers of a stack string, outermost first, default inner stacks filled in, down to a bottom. Each referenced once more. */
 PERIGEE_MUST_CHECK int perigee__stack_parse(const char *stack,

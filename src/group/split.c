@@ -19,6 +19,7 @@
 #include "coll/fingerprint.h"
 #include "group/closing.h"
 #include "group/group.h"
+#include "group/layers.h"
 
 #define SLICE_NS (100 * PERIGEE_NS_PER_MS)
 
@@ -52,10 +53,9 @@ static int count_use(perigee_group *group, uint64_t hash, unsigned *uses_p) {
   return it != NULL ? 0 : perigee__fail(PERIGEE_ENOMEM, "no memory for a subgroup");
 }
 
-/* first: index of the first of the parent's layers that the subgroup takes over. */
-static int open_members(perigee_group *parent, int first, const char *name, uint64_t id,
-                        const int *ranks, int n, int me, int64_t deadline_ns,
-                        perigee_group **group_p) {
+int perigee__group_of_members(perigee_group *parent, int first, const char *name, uint64_t id,
+                              const int *ranks, int n, int me, int64_t deadline_ns,
+                              perigee_group **group_p) {
   int *members = perigee__calloc((size_t)n, sizeof(int));
   if (members == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for %d ranks", n);
@@ -128,7 +128,7 @@ static int subgroup(perigee_group *group, int first, const int *ranks, int n, co
   if (first > 0 && group->open_deadline_ns < deadline && !perigee__passed(group->open_deadline_ns))
     deadline = group->open_deadline_ns;
   uint64_t id = perigee__hash_mix(perigee__hash_mix(group->id, hash), uses);
-  return open_members(group, first, full, id, ranks, n, me, deadline, group_p);
+  return perigee__group_of_members(group, first, full, id, ranks, n, me, deadline, group_p);
 }
 
 int perigee_group_subgroup(perigee_group *group, const int *ranks, int n, const char *name,
@@ -256,16 +256,37 @@ static int split(perigee_group *group, int color, int key, const char *name,
            color);
   uint64_t id = perigee__hash_mix(perigee__hash_mix(group->id, ((uint64_t)k << 32) | 1u),
                                   (uint64_t)(unsigned)color);
-  rc = open_members(group, 0, full, id, ranks, n, me, deadline, group_p);
+  rc = perigee__group_of_members(group, 0, full, id, ranks, n, me, deadline, group_p);
 out:
   free(places);
   free(ranks);
   return rc;
 }
 
-int perigee_group_split(perigee_group *group, int color, int key, const char *name,
-                        perigee_group **group_p) {
+/* from: index of the first layer that may have an override. */
+static int split_from(perigee_group *group, int from, int color, int key, const char *name,
+                      perigee_group **group_p) {
   PERIGEE_TRY(perigee__group_may_block());
   PERIGEE_TRY(perigee__group_enter(group));
-  return perigee__group_leave(group, split(group, color, key, name, group_p));
+  const perigee_layer *layer = perigee__layer_with(group, from, PERIGEE_METHOD_SPLIT);
+  if (layer == NULL)
+    return perigee__group_leave(group, split(group, color, key, name, group_p));
+  perigee_group *made = NULL;
+  int rc = layer->backend->ops.split_group(layer->self, color, key, name, &made);
+  if (rc == 0 && made == NULL && color >= 0)
+    rc = perigee__fail(PERIGEE_EINVAL, "split: layer '%s' made no group for color %d", layer->name,
+                       color);
+  if (rc == 0)
+    *group_p = made;
+  return perigee__group_leave(group, rc);
+}
+
+int perigee_group_split(perigee_group *group, int color, int key, const char *name,
+                        perigee_group **group_p) {
+  return split_from(group, 0, color, key, name, group_p);
+}
+
+int perigee_layer_split(perigee_layer *layer, int color, int key, const char *name,
+                        perigee_group **group_p) {
+  return split_from(layer->group, layer->index + 1, color, key, name, group_p);
 }

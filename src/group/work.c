@@ -277,6 +277,8 @@ int perigee_work_wait_interruptible(perigee_work *work, int64_t timeout_ns,
   if (callback_depth > 0 && timeout_ns != 0)
     return perigee__fail(PERIGEE_EDEADLK,
                          "a blocking wait in a completion callback would deadlock");
+  if (work->ops != NULL && work->ops->may_wait != NULL)
+    PERIGEE_TRY(work->ops->may_wait(work));
   int64_t deadline_ns = timeout_ns < 0 ? PERIGEE_NEVER : perigee__deadline_in(timeout_ns);
   bool once = timeout_ns == 0;
   while (!perigee__work_ended(work)) {

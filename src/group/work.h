@@ -32,6 +32,8 @@ typedef struct perigee__work_ops {
   void (*ended)(perigee_work *work);
   /** Make the owner end it (abort of its group). NULL: the work is ended directly. */
   void (*abort)(perigee_work *work, const perigee_error *reason);
+  /** Refuse a wait that could not end: 0 or an error. Asked before the first look, while it is pending. NULL: never refused. */
+  int (*may_wait)(const perigee_work *work);
   /** Free what the kind added, and the memory. NULL: free(work). */
   void (*free)(perigee_work *work);
 } perigee__work_ops;

@@ -16,7 +16,8 @@ enum {
   PERIGEE_CONV_NUMBER = 1,  /* a tensor of one element becomes a number */
   PERIGEE_CONV_INTEGER = 2, /* a float that is whole becomes an integer */
   PERIGEE_CONV_LIST = 4,    /* a list of such tensors becomes a list of numbers */
-  PERIGEE_CONV_SOURCE = 8   /* the source rank is a second value */
+  PERIGEE_CONV_SOURCE = 8,  /* the source rank is a second value */
+  PERIGEE_CONV_BATCH = 16   /* a list of Works becomes the list of their values */
 };
 
 typedef struct perigee__call {
@@ -49,6 +50,11 @@ PERIGEE_RAISES void perigee__splits_parse(lua_State *L, perigee__call *call, int
 /** Seconds at index as nanoseconds: > 0, math.huge is PERIGEE_TIMEOUT_NONE. [-0, +0, e] */
 PERIGEE_RAISES int64_t perigee__seconds_arg(lua_State *L, int index, const char *function, int arg,
                                             bool zero_ok);
+
+/** Field `timeout` of an options table at index (argument `arg`) that takes nothing else: nanoseconds, 0 when there is none.
+ *  [-0, +0, e] */
+PERIGEE_RAISES int64_t perigee__timeout_option(lua_State *L, int index, const char *function,
+                                               int arg);
 
 /* ---- options as an override gets them ------------------------------------------------------------- */
 

@@ -64,6 +64,7 @@ typedef struct perigee__lthread {
   bool drains_next; /* it runs the ready queue right afterwards: what it queues wakes nobody */
   void *defer_for;  /* the layer whose synchronous override runs here, or NULL (deferred.h) */
   struct perigee__deferred *deferred; /* what it holds back; one reference */
+  struct perigee__lbatch *batches; /* coalescings it is inside of, innermost first (lcoalesce.c) */
 } perigee__lthread;
 
 /* What the ready queue holds. It is embedded in the thing to be run. */

@@ -12,16 +12,9 @@ static const char mark_key; /* in the metatable of a backend table: its stack be
 
 /* ---- names --------------------------------------------------------------------------------------- */
 
-static const char *const other_methods[] = {
-    "backend_name",   "rank",        "size",        "split",
-    "abort",          "shutdown",    "set_timeout", "start_coalescing",
-    "end_coalescing", "reconfigure", "open",        "close",
-    "name",           NULL,
-};
-
-/* Names of all operations and their aliases, NULL at the end. Made once per call: only at definitions. */
-static const char *nearest_op(const char *name) {
-  const char *names[PERIGEE_OP_COUNT * 4 + 1];
+/* Nearest of the names of all operations, their aliases and the other methods. Made once per call: only at definitions. */
+static const char *nearest_name(const char *name) {
+  const char *names[PERIGEE_OP_COUNT * 4 + PERIGEE_METHOD_COUNT + 1];
   char aliases[PERIGEE_OP_COUNT][64];
   size_t n = 0;
   for (int op = 0; op < PERIGEE_OP_COUNT; op++) {
@@ -32,11 +25,13 @@ static const char *nearest_op(const char *name) {
       if (word[0] != '\0' && n < PERIGEE_OP_COUNT * 4)
         names[n++] = word;
   }
+  for (int method = 0; method < PERIGEE_METHOD_COUNT; method++)
+    names[n++] = perigee_method_name(method);
   names[n] = NULL;
   const char *found = perigee__nearest(name, names);
   /* An alias lives in this frame: tell the canonical name. */
   int op = found != NULL ? perigee_op_find(found) : -1;
-  return op >= 0 ? perigee_op_name(op) : NULL;
+  return op >= 0 ? perigee_op_name(op) : found;
 }
 
 static bool field_is_set(lua_State *L, int index, const char *name, size_t len) {
@@ -71,17 +66,17 @@ void perigee__backend_check_name(lua_State *L, int index, const char *name) {
     refuse_second_name(L, index, name, op);
     return;
   }
-  for (int i = 0; other_methods[i] != NULL; i++)
-    if (strcmp(name, other_methods[i]) == 0)
+  for (int method = 0; method < PERIGEE_METHOD_COUNT; method++)
+    if (strcmp(name, perigee_method_name(method)) == 0)
       return;
-  if (name[0] == '_')
+  if (name[0] == '_' || strcmp(name, "name") == 0)
     return;
-  const char *near = nearest_op(name);
+  const char *near = nearest_name(name);
   if (near != NULL)
     perigee__raise(
         L, PERIGEE_EINVAL,
-        "a backend has no operation '%s' (did you mean '%s'?); a helper's name starts with '_'",
-        name, near);
+        "a backend has no method '%s' (did you mean '%s'?); a helper's name starts with '_'", name,
+        near);
 }
 
 /* Every function in the table itself. */

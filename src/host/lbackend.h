@@ -26,13 +26,14 @@ typedef struct perigee__llayer {
   perigee_interp *interp; /* counted */
   perigee_layer *layer;   /* valid until closed */
   char name[64], group_name[64];
+  char shown[64]; /* what backend_name said */
   int rank, nranks;
   _Atomic int64_t timeout_ns; /* relaxed: a call sees the old or the new one */
   perigee_mutex running_lock; /* rank LEAF */
   perigee__node running; /* perigee__running: works of scripts that a synchronous call waits for */
   /* under the interpreter's mutex */
   int self_ref;
-  int close_ref, abort_ref, set_timeout_ref;
+  int method_ref[PERIGEE_METHOD_COUNT];
   int fn_ref[PERIGEE_OP_COUNT];
   const char *place[PERIGEE_OP_COUNT];
   perigee__opts_cache opts[PERIGEE_OP_COUNT];
@@ -53,6 +54,11 @@ PERIGEE_RAISES void perigee__inner_push(lua_State *L, perigee__llayer *layer);
 /** Trampoline: contracts of perigee_backend_ops_v1. */
 int perigee__trampoline_submit(void *self, const perigee_request *req, perigee_work **work_p);
 int perigee__trampoline_run(void *self, const perigee_request *req, perigee_error *error_p);
+/** What an override returned (on top of the stack) as a work, returned owned: a Work, a table as Work, or true; NULL when it is none of
+ *  these. req: the operation, or NULL. waits: the caller waits for it right afterwards. [-0, +0, e] */
+PERIGEE_RAISES perigee_work *perigee__result_work(lua_State *L, perigee__llayer *layer,
+                                                  const perigee_request *req, int64_t timeout_ns,
+                                                  bool waits);
 
 /** Raise when `name` is an operation misspelt, or when B holds an operation under two names. B at index. [-0, +0, e] */
 PERIGEE_RAISES void perigee__backend_check_name(lua_State *L, int index, const char *name);

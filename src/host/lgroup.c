@@ -1,9 +1,12 @@
 #include "host/lgroup.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "group/group.h"
 #include "host/call.h"
+#include "host/lcoalesce.h"
 #include "host/lerror.h"
 #include "host/lshared.h"
 #include "host/lstore.h"
@@ -19,14 +22,14 @@ static perigee_group *group_self(lua_State *L, const char *method) {
   return perigee__lgroup_self(L, method)->box.ptr;
 }
 
-static perigee__lgroup *group_new(lua_State *L) {
+perigee__lgroup *perigee__lgroup_new(lua_State *L) {
   return perigee__object_new(L, &perigee__type_group, sizeof(perigee__lgroup), 0);
 }
 
-static void group_set(perigee__lgroup *g, perigee_group *group) {
+void perigee__lgroup_set(perigee__lgroup *g, perigee_group *group) {
   g->box.ptr = group;
-  g->rank = perigee_group_rank(group);
-  g->nranks = perigee_group_size(group);
+  g->rank = group->rank;
+  g->nranks = group->nranks;
 }
 
 /* ---- init ---------------------------------------------------------------------------------------- */
@@ -104,7 +107,7 @@ static int l_init(lua_State *L) {
   opts.name = text_field(L, 1, "init", "name");
   lua_getfield(L, 1, "store");
   opts.store = perigee__store_opt(L, -1, "init", 1);
-  perigee__lgroup *g = group_new(L);
+  perigee__lgroup *g = perigee__lgroup_new(L);
   perigee_group *group;
   perigee__gap gap;
   lua_getfield(L, 1, "options");
@@ -112,7 +115,7 @@ static int l_init(lua_State *L) {
   perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
   int rc = perigee_init(&opts, &group);
   if (rc == 0)
-    group_set(g, group);
+    perigee__lgroup_set(g, group);
   if (opts.layer_options != NULL)
     opts.layer_options->unref(opts.layer_options);
   perigee__gap_close(interp, &gap);
@@ -141,6 +144,11 @@ static int l_gc(lua_State *L) {
   if (g != NULL) {
     perigee_group_unref(g->box.ptr);
     g->box.ptr = NULL;
+    for (int i = 0; i < g->n_retired; i++)
+      perigee_group_unref(g->retired[i]);
+    free(g->retired);
+    g->retired = NULL;
+    g->n_retired = 0;
   }
   return 0;
 }
@@ -164,30 +172,38 @@ static int push_group(lua_State *L, perigee__lgroup *g, int rc, perigee_group *g
     lua_pushnil(L);
     return 1;
   }
-  group_set(g, group);
+  perigee__lgroup_set(g, group);
   return 1;
 }
 
-/* group:split(color [, key [, {name =}]]): nil for a negative color */
-static int l_split(lua_State *L) {
+int perigee__lgroup_split(lua_State *L, void *parent, int rank, perigee__split_fn *make) {
   perigee_interp *interp = perigee__interp_here(L);
-  perigee_group *parent = group_self(L, "split");
   int exact;
   lua_settop(L, 4);
   lua_Integer color = lua_tointegerx(L, 2, &exact);
   if (!exact)
     perigee__raise_arg(L, "split", 1, "color: integer expected, got %s", perigee__type_name(L, 2));
-  lua_Integer key = luaL_optinteger(L, 3, perigee_group_rank(parent));
+  lua_Integer key = luaL_optinteger(L, 3, rank);
   if (color > INT32_MAX || color < INT32_MIN || key > INT32_MAX || key < INT32_MIN)
     perigee__raise_arg(L, "split", 1, "color and key must fit 32 bits");
   const char *name = name_option(L, 4, "split");
-  perigee__lgroup *g = group_new(L);
+  perigee__lgroup *g = perigee__lgroup_new(L);
   perigee_group *group = NULL;
   perigee__gap gap;
   perigee__gap_open(interp, L, &gap);
-  int rc = perigee_group_split(parent, (int)color, (int)key, name, &group);
+  int rc = make(parent, (int)color, (int)key, name, &group);
   perigee__gap_close(interp, &gap);
   return push_group(L, g, rc, group);
+}
+
+static int make_split(void *parent, int color, int key, const char *name, perigee_group **group_p) {
+  return perigee_group_split(parent, color, key, name, group_p);
+}
+
+/* group:split(color [, key [, {name =}]]): nil for a negative color */
+static int l_split(lua_State *L) {
+  perigee__lgroup *g = perigee__lgroup_self(L, "split");
+  return perigee__lgroup_split(L, g->box.ptr, g->rank, make_split);
 }
 
 int perigee__lgroup_subgroup(lua_State *L, void *parent, int size, perigee__subgroup_fn *make) {
@@ -211,7 +227,7 @@ int perigee__lgroup_subgroup(lua_State *L, void *parent, int size, perigee__subg
                          (unsigned long long)i + 1, perigee__type_name(L, -1));
     lua_pop(L, 1);
   }
-  perigee__lgroup *g = group_new(L);
+  perigee__lgroup *g = perigee__lgroup_new(L);
   perigee_group *group = NULL;
   perigee__gap gap;
   perigee__gap_open(interp, L, &gap);
@@ -227,8 +243,8 @@ static int make_subgroup(void *parent, const int *ranks, int n, const char *name
 
 /* group:subgroup(ranks [, {name =}]): nil on ranks that are not in the list */
 static int l_subgroup(lua_State *L) {
-  perigee_group *parent = group_self(L, "subgroup");
-  return perigee__lgroup_subgroup(L, parent, perigee_group_size(parent), make_subgroup);
+  perigee__lgroup *g = perigee__lgroup_self(L, "subgroup");
+  return perigee__lgroup_subgroup(L, g->box.ptr, g->nranks, make_subgroup);
 }
 
 /* ---- state --------------------------------------------------------------------------------------- */
@@ -337,12 +353,28 @@ static int l_log(lua_State *L) {
 
 /* ---- fields -------------------------------------------------------------------------------------- */
 
+/* The rank or the size, which may be a script's answer. [-0, +1, e] */
+static void push_reported(lua_State *L, const perigee__lgroup *g, perigee_method method) {
+  const perigee_group *group = g->box.ptr;
+  bool rank = method == PERIGEE_METHOD_RANK;
+  int n = rank ? g->rank : g->nranks;
+  if (PERIGEE_UNLIKELY(group->methods >> method & 1)) {
+    perigee_interp *interp = perigee__interp_here(L);
+    perigee__gap gap;
+    perigee__gap_open(interp, L, &gap);
+    n = rank ? perigee_group_rank(group) : perigee_group_size(group);
+    perigee__gap_close(interp, &gap);
+    perigee__check(L, n);
+  }
+  lua_pushinteger(L, n);
+}
+
 static void push_field(lua_State *L, const perigee__lgroup *g, const char *key) {
   const perigee_group *group = g->box.ptr;
   if (strcmp(key, "rank") == 0)
-    lua_pushinteger(L, g->rank);
+    push_reported(L, g, PERIGEE_METHOD_RANK);
   else if (strcmp(key, "size") == 0)
-    lua_pushinteger(L, g->nranks);
+    push_reported(L, g, PERIGEE_METHOD_SIZE);
   else if (strcmp(key, "name") == 0)
     lua_pushstring(L, perigee_group_name(group));
   else if (strcmp(key, "backend") == 0)
@@ -402,6 +434,8 @@ void perigee__lgroup_open(lua_State *L) {
   perigee__type_methods(L, &perigee__type_group);
   perigee__lgroup_ops_add(L, perigee__lgroup_op);
   perigee__lgroup_objects_add(L);
+  perigee__lgroup_life_add(L);
+  perigee__lcoalesce_add(L);
   lua_pop(L, 1);
   perigee__functions_add(L, functions);
 }

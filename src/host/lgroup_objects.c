@@ -63,6 +63,8 @@ static exchange begin(lua_State *L, const char *name) {
                 .peer = -1};
   if (perigee__lthread_here(x.interp, L)->callbacks > 0)
     perigee__raise(L, PERIGEE_EDEADLK, "%s: a callback must not wait", name);
+  if (perigee_group_is_coalescing(x.g->box.ptr))
+    perigee__raise(L, PERIGEE_ESTATE, "%s has to wait, which a coalescing cannot", name);
   return x;
 }
 

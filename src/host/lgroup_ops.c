@@ -2,7 +2,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "group/coalesce.h"
 #include "host/call.h"
+#include "host/lcoalesce.h"
 #include "host/lerror.h"
 #include "host/lgroup.h"
 #include "host/lwork.h"
@@ -41,6 +43,14 @@ static int run_async(lua_State *L, perigee_interp *interp, const perigee__lgroup
   perigee_work *work;
   perigee__check(L, submit(L, interp, g, call, &work));
   w->box.ptr = work;
+  return 1;
+}
+
+/* Within a coalescing every form is asynchronous. */
+static int run_coalesced(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
+                         perigee__call *call) {
+  run_async(L, interp, g, call);
+  perigee__coalesce_note(L, interp, g->box.ptr);
   return 1;
 }
 
@@ -97,6 +107,8 @@ int perigee__lgroup_op(lua_State *L) {
   call.rank = g->rank;
   call.nranks = g->nranks;
   perigee__call_parse(L, op, &call);
+  if (PERIGEE_UNLIKELY(perigee__batch_here(g->box.ptr) != NULL))
+    return run_coalesced(L, interp, g, &call);
   if (call.async)
     return run_async(L, interp, g, &call);
   if (perigee__lthread_here(interp, L)->callbacks > 0)

@@ -2,11 +2,13 @@
 
 #include <string.h>
 
+#include "group/group.h"
 #include "host/call.h"
 #include "host/deferred.h"
 #include "host/lbackend.h"
 #include "host/lerror.h"
 #include "host/lgroup.h"
+#include "host/lmethods.h"
 #include "host/lwork.h"
 
 void perigee__inner_push(lua_State *L, perigee__llayer *layer) {
@@ -15,7 +17,7 @@ void perigee__inner_push(lua_State *L, perigee__llayer *layer) {
   box->ptr = layer;
 }
 
-static perigee__llayer *self(lua_State *L, const char *method) {
+perigee__llayer *perigee__inner_self(lua_State *L, const char *method) {
   const perigee__box *box = perigee__object_self(L, &perigee__type_inner, method);
   perigee__llayer *layer = box->ptr;
   if (layer == NULL || atomic_load_explicit(&layer->closed, memory_order_relaxed))
@@ -31,7 +33,7 @@ static perigee__llayer *self(lua_State *L, const char *method) {
 static int l_inner_op(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
   int op = (int)lua_tointeger(L, lua_upvalueindex(2));
-  perigee__llayer *layer = self(L, perigee_op_name(op));
+  perigee__llayer *layer = perigee__inner_self(L, perigee_op_name(op));
   perigee__call call;
   call.rank = layer->rank;
   call.nranks = layer->nranks;
@@ -65,7 +67,7 @@ static int make_subgroup(void *parent, const int *ranks, int n, const char *name
 
 /* inner:subgroup(ranks [, {name =}]): a group of the layers below; the layer closes it */
 static int l_subgroup(lua_State *L) {
-  const perigee__llayer *layer = self(L, "subgroup");
+  const perigee__llayer *layer = perigee__inner_self(L, "subgroup");
   return perigee__lgroup_subgroup(L, layer->layer, layer->nranks, make_subgroup);
 }
 
@@ -79,18 +81,33 @@ static int l_gc(lua_State *L) {
   return 0;
 }
 
+/* What the layers below report, which may be a script's answer. [-0, +1, e] */
+static void push_reported(lua_State *L, const perigee__llayer *layer, perigee_method method) {
+  bool rank = method == PERIGEE_METHOD_RANK;
+  int n = rank ? layer->rank : layer->nranks;
+  if (layer->layer->group->methods >> method & 1) {
+    perigee_interp *interp = perigee__interp_here(L);
+    perigee__gap gap;
+    perigee__gap_open(interp, L, &gap);
+    n = rank ? perigee_layer_rank(layer->layer) : perigee_layer_size(layer->layer);
+    perigee__gap_close(interp, &gap);
+    perigee__check(L, n);
+  }
+  lua_pushinteger(L, n);
+}
+
 static int l_index(lua_State *L) {
   lua_pushvalue(L, 2);
   if (lua_rawget(L, lua_upvalueindex(2)) != LUA_TNIL || lua_type(L, 2) != LUA_TSTRING)
     return 1;
   const char *key = lua_tostring(L, 2);
-  const perigee__llayer *layer = self(L, key);
+  const perigee__llayer *layer = perigee__inner_self(L, key);
   if (strcmp(key, "name") == 0)
     lua_pushstring(L, perigee_layer_below(layer->layer));
   else if (strcmp(key, "rank") == 0)
-    lua_pushinteger(L, layer->rank);
+    push_reported(L, layer, PERIGEE_METHOD_RANK);
   else if (strcmp(key, "size") == 0)
-    lua_pushinteger(L, layer->nranks);
+    push_reported(L, layer, PERIGEE_METHOD_SIZE);
   else if (strcmp(key, "seq") == 0) /* of the operation whose override runs, 0 outside */
     lua_pushinteger(L, (lua_Integer)perigee__lthread_here(perigee__interp_here(L), L)->seq);
   else if (strcmp(key, "waits") ==
@@ -115,5 +132,6 @@ void perigee__linner_open(lua_State *L) {
   perigee__type_open(L, &perigee__type_inner, meta, methods, l_index);
   perigee__type_methods(L, &perigee__type_inner);
   perigee__lgroup_ops_add(L, l_inner_op);
+  perigee__linner_methods_add(L);
   lua_pop(L, 1);
 }

@@ -8,6 +8,7 @@
 #include "base/alloc.h"
 #include "base/log.h"
 #include "host/lerror.h"
+#include "host/lmethods.h"
 #include "host/lshared.h"
 #include "host/lstore.h"
 #include "host/lwork.h"
@@ -91,8 +92,8 @@ static const char *place_of(lua_State *L, perigee__llayer *layer, int op) {
   return perigee__interp_place(layer->interp, text);
 }
 
-/* References to what handles each operation. Self on top. */
-static void resolve(lua_State *L, perigee__llayer *layer) {
+/* References to what handles each operation and method. Self on top; table: the index of the backend table. */
+static void resolve(lua_State *L, perigee__llayer *layer, int table) {
   int self = lua_gettop(L);
   for (int op = 0; op < PERIGEE_OP_COUNT; op++) {
     perigee__backend_method(L, self, perigee_op_get(op));
@@ -106,13 +107,7 @@ static void resolve(lua_State *L, perigee__llayer *layer) {
     layer->place[op] = place_of(L, layer, op);
     layer->fn_ref[op] = perigee__ref(layer->interp, L);
   }
-  static const char *const others[] = {"close", "abort", "set_timeout"};
-  int *const refs[] = {&layer->close_ref, &layer->abort_ref, &layer->set_timeout_ref};
-  for (size_t i = 0; i < PERIGEE_COUNT(others); i++)
-    if (lua_getfield(L, self, others[i]) == LUA_TFUNCTION)
-      *refs[i] = perigee__ref(layer->interp, L);
-    else
-      lua_pop(L, 1);
+  perigee__methods_resolve(L, layer, table);
   lua_settop(L, self);
 }
 
@@ -125,7 +120,7 @@ static int open_body(lua_State *L) {
   args->layer->self_ref = perigee__ref(args->layer->interp, L);
   call_open(L, args->layer->interp, args->info);
   perigee__backend_check_table(L, -1); /* open may have given the instance methods of its own */
-  resolve(L, args->layer);
+  resolve(L, args->layer, 2);
   return 0;
 }
 
@@ -143,7 +138,9 @@ static perigee__llayer *layer_new(const perigee__lbackend *backend,
   perigee__copy_text(layer->group_name, sizeof(layer->group_name), info->group_name);
   layer->rank = info->rank;
   layer->nranks = info->nranks;
-  layer->self_ref = layer->close_ref = layer->abort_ref = layer->set_timeout_ref = LUA_NOREF;
+  layer->self_ref = LUA_NOREF;
+  for (int method = 0; method < PERIGEE_METHOD_COUNT; method++)
+    layer->method_ref[method] = LUA_NOREF;
   perigee__mutex_init(&layer->running_lock, PERIGEE_LOCK_LEAF, "layer");
   perigee__list_init(&layer->running);
   for (int op = 0; op < PERIGEE_OP_COUNT; op++)
@@ -168,10 +165,11 @@ static void drop_refs(perigee__llayer *layer) {
     layer->fn_ref[op] = layer->opts[op].meta_ref = LUA_NOREF;
   }
   perigee__unref(layer->interp, layer->self_ref);
-  perigee__unref(layer->interp, layer->close_ref);
-  perigee__unref(layer->interp, layer->abort_ref);
-  perigee__unref(layer->interp, layer->set_timeout_ref);
-  layer->self_ref = layer->close_ref = layer->abort_ref = layer->set_timeout_ref = LUA_NOREF;
+  layer->self_ref = LUA_NOREF;
+  for (int method = 0; method < PERIGEE_METHOD_COUNT; method++) {
+    perigee__unref(layer->interp, layer->method_ref[method]);
+    layer->method_ref[method] = LUA_NOREF;
+  }
 }
 
 static int backend_open(void *backend, const perigee_layer_info *info, void **self_p) {
@@ -200,7 +198,7 @@ static int backend_open(void *backend, const perigee_layer_info *info, void **se
 
 static int close_body(lua_State *L) {
   const perigee__llayer *layer = lua_touserdata(L, 1);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, layer->close_ref);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, layer->method_ref[PERIGEE_METHOD_CLOSE]);
   lua_rawgeti(L, LUA_REGISTRYINDEX, layer->self_ref);
   lua_call(L, 1, 0);
   return 0;
@@ -214,7 +212,7 @@ static void backend_close(void *self) {
     perigee_error error;
     /* Events that were queued for this layer come before its close. */
     perigee__ready_drain(layer->interp, t, perigee__lthread_state(t));
-    if (layer->close_ref != LUA_NOREF &&
+    if (layer->method_ref[PERIGEE_METHOD_CLOSE] != LUA_NOREF &&
         perigee__protect(perigee__lthread_state(t), close_body, layer, &error) < 0)
       perigee__log(PERIGEE_LOG_WARN, "backend '%s': error in close: %s\n%s", layer->name,
                    error.message, error.traceback);
@@ -249,7 +247,9 @@ static void event_drop(perigee__ready *ready) {
 
 static int event_body(lua_State *L) {
   const event *e = lua_touserdata(L, 1);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, e->is_abort ? e->layer->abort_ref : e->layer->set_timeout_ref);
+  lua_rawgeti(
+      L, LUA_REGISTRYINDEX,
+      e->layer->method_ref[e->is_abort ? PERIGEE_METHOD_ABORT : PERIGEE_METHOD_SET_TIMEOUT]);
   lua_rawgeti(L, LUA_REGISTRYINDEX, e->layer->self_ref);
   if (e->is_abort)
     perigee__error_push(L, &e->reason);
@@ -287,7 +287,7 @@ static void tell(perigee__llayer *layer, const perigee_error *reason, int64_t ti
 static void backend_set_timeout(void *self, int64_t timeout_ns) {
   perigee__llayer *layer = self;
   atomic_store_explicit(&layer->timeout_ns, timeout_ns, memory_order_relaxed);
-  if (layer->set_timeout_ref != LUA_NOREF)
+  if (layer->method_ref[PERIGEE_METHOD_SET_TIMEOUT] != LUA_NOREF)
     tell(layer, NULL, timeout_ns);
 }
 
@@ -310,7 +310,7 @@ static void backend_abort(void *self, const perigee_error *reason) {
     perigee_future_set_error(work, reason);
     perigee_work_unref(work);
   }
-  if (layer->abort_ref != LUA_NOREF && reason->code != PERIGEE_ECLOSED)
+  if (layer->method_ref[PERIGEE_METHOD_ABORT] != LUA_NOREF && reason->code != PERIGEE_ECLOSED)
     tell(layer, reason, 0);
 }
 
@@ -332,4 +332,13 @@ const perigee_backend_ops_v1 perigee__lua_backend_ops = {
     .abort = backend_abort,
     .set_timeout = backend_set_timeout,
     .drop = backend_drop,
+    .provides = perigee__method_provides,
+    .backend_name = perigee__method_backend_name,
+    .rank = perigee__method_rank,
+    .group_size = perigee__method_size,
+    .split_group = perigee__method_split,
+    .shutdown = perigee__method_shutdown,
+    .start_coalescing = perigee__method_start_coalescing,
+    .end_coalescing = perigee__method_end_coalescing,
+    .reconfigure = perigee__method_reconfigure,
 };

@@ -218,11 +218,8 @@ static int l_groups(lua_State *L) {
   if (opts.layer_options != NULL)
     opts.layer_options->unref(opts.layer_options);
   if (rc == 0)
-    for (int i = 0; i < n; i++) {
-      objects[i]->box.ptr = groups[i];
-      objects[i]->rank = perigee_group_rank(groups[i]);
-      objects[i]->nranks = perigee_group_size(groups[i]);
-    }
+    for (int i = 0; i < n; i++)
+      perigee__lgroup_set(objects[i], groups[i]);
   perigee__gap_close(interp, &gap);
   perigee__check(L, rc);
   lua_pushvalue(L, list);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "host/call.h"
 #include "host/deferred.h"
 #include "host/lerror.h"
 #include "host/lfuture.h"
@@ -82,10 +83,29 @@ void perigee__lwork_set_value(lua_State *L, perigee_work *work) {
   perigee_work_set_value(work, value, perigee__luaref_drop);
 }
 
+/* [-0, +1, m] The values of the Works in the list that is user value 1 of the object at index. */
+static void push_batch(lua_State *L, int index) {
+  lua_getiuservalue(L, index, 1);
+  lua_Integer n = (lua_Integer)lua_rawlen(L, -1);
+  lua_createtable(L, (int)n, 0);
+  for (lua_Integer i = 1; i <= n; i++) {
+    lua_rawgeti(L, -2, i);
+    int values = perigee__lwork_push_value(L, -1); // [ works, values, work, value... ]
+    lua_pop(L, values - 1);
+    lua_rawseti(L, -3, i);
+    lua_pop(L, 1);
+  }
+  lua_remove(L, -2);
+}
+
 int perigee__lwork_push_value(lua_State *L, int index) {
   index = lua_absindex(L, index);
   const perigee__lwork *w = lua_touserdata(L, index);
   const perigee_work *work = w->box.ptr;
+  if (w->conv & PERIGEE_CONV_BATCH) {
+    push_batch(L, index);
+    return 1;
+  }
   if (w->slot) {
     const perigee__luaref *value = perigee_work_value(work);
     if (value != NULL)

@@ -46,6 +46,21 @@ void perigee__check_keys(lua_State *L, int index, const char *function, int arg,
   }
 }
 
+int64_t perigee__timeout_option(lua_State *L, int index, const char *function, int arg) {
+  static const char *const known[] = {"timeout", NULL};
+  int64_t ns = 0;
+  if (lua_isnoneornil(L, index))
+    return 0;
+  if (lua_type(L, index) != LUA_TTABLE)
+    perigee__raise_arg(L, function, arg, "options table expected, got %s",
+                       perigee__type_name(L, index));
+  perigee__check_keys(L, index, function, arg, known);
+  if (lua_getfield(L, index, "timeout") != LUA_TNIL)
+    ns = perigee__seconds_arg(L, -1, function, arg, false);
+  lua_pop(L, 1);
+  return ns;
+}
+
 /* ---- one setter per option ----------------------------------------------------------------------- */
 
 static void set_op(lua_State *L, int index, int arg, perigee__call *call) {

@@ -109,24 +109,25 @@ static bool take_held_back(submission *s, const perigee__lwork *w) {
   return true;
 }
 
+perigee_work *perigee__result_work(lua_State *L, perigee__llayer *layer, const perigee_request *req,
+                                   int64_t timeout_ns, bool waits) {
+  const perigee__lwork *w = perigee__lwork_get(L, -1);
+  if (w != NULL)
+    return perigee_work_ref(w->box.ptr);
+  if (lua_type(L, -1) == LUA_TBOOLEAN && lua_toboolean(L, -1))
+    return perigee_work_done();
+  return lua_type(L, -1) == LUA_TTABLE
+             ? perigee__table_work(L, layer->interp, req, timeout_ns, waits)
+             : NULL;
+}
+
 static void take_result(lua_State *L, submission *s) {
-  perigee__lwork *w = perigee__object_get(L, -1, &perigee__type_work);
+  const perigee__lwork *w = perigee__object_get(L, -1, &perigee__type_work);
   if (w != NULL && take_held_back(s, w))
     return;
-  w = perigee__lwork_get(L, -1);
-  if (w != NULL) {
-    s->work = perigee_work_ref(w->box.ptr);
+  s->work = perigee__result_work(L, s->layer, s->req, timeout_of(s), s->waits);
+  if (s->work != NULL)
     return;
-  }
-  if (lua_type(L, -1) == LUA_TBOOLEAN && lua_toboolean(L, -1)) {
-    s->work = perigee_work_done();
-    return;
-  }
-  if (lua_type(L, -1) == LUA_TTABLE) {
-    s->work = perigee__table_work(L, s->layer->interp, s->req, timeout_of(s), s->waits);
-    if (s->work != NULL)
-      return;
-  }
   const char *hint = lua_isnil(L, -1) ? " (is a 'return' missing?)" : "";
   perigee__raise(L, PERIGEE_ELUATYPE,
                  "backend '%s': %s must return a Work, a table with wait, get_future or "

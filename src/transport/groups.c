@@ -148,6 +148,14 @@ int perigee__mesh_attach(perigee__mesh *mesh, perigee__fate *fate) {
   return 0;
 }
 
+bool perigee__mesh_member_gone(perigee__mesh *mesh, perigee__fate *fate, int rank) {
+  perigee__loop_lock(mesh->loop);
+  const perigee__peer *peer = &mesh->peers[fate->members[rank]];
+  bool gone = rank != fate->me && (peer->dead || peer->closed || fate->left[rank]);
+  perigee__loop_unlock(mesh->loop);
+  return gone;
+}
+
 static void drop_early_of(perigee__mesh *mesh, uint64_t group) {
   PERIGEE_LIST_EACH_SAFE(it, next, &mesh->match.arrivals) {
     perigee__early *early = PERIGEE_CONTAINER_OF(it, perigee__early, arrival);

@@ -82,6 +82,8 @@ int perigee__mesh_attach(perigee__mesh *mesh, perigee__fate *fate);
 void perigee__mesh_detach(perigee__mesh *mesh, perigee__fate *fate);
 /** Fail the fate with error (when it has not failed yet), fail every posted transfer of the group, and tell all members. */
 void perigee__mesh_fail_group(perigee__mesh *mesh, perigee__fate *fate, const perigee_error *error);
+/** Whether that rank of the group is known here to be dead, or to have left the group or the world. */
+bool perigee__mesh_member_gone(perigee__mesh *mesh, perigee__fate *fate, int rank);
 /**
  * Ask every member how many collectives of the group it has entered: entered[r], UINT64_MAX for who does not answer until
  * deadline_ns. Peers answer on their I/O thread, whatever their main thread does. Used to name missing ranks.
