@@ -112,7 +112,7 @@ typedef struct perigee_backend_ops_v1 {
   /** Whether this layer has a method (perigee_method, ASKED ones only) whose slot is not NULL. Asked once per method, after open. NULL:
    *  it has all of them. */
   bool (*provides)(void *self, int method);
-  /** Name to show in stack strings instead of the registered one; the same rules. Asked once, after open; copied. NULL: as registered. */
+  /** Name to show in stack strings instead of the registered one; the same rules. Asked once, after open; copied. NULL: it failed, and so does the opening (perigee_last_error()). */
   const char *(*backend_name)(void *self);
   /** What the group reports as its rank (>= 0) and size (>= 1), each time it is asked; or an error. Requests are made and checked with
    *  the real ones all the same, and layers keep the real ones of perigee_layer_info. */

@@ -613,6 +613,12 @@ function Group:subgroup(ranks, opts) end
 ---Leave the group: what is pending ends with ECLOSED. Idempotent; also done by `local world <close>`.
 function Group:close() end
 
+---Orderly end: waits until everything pending on this rank has ended, then closes; where `close` ends what is
+---pending. The
+---group is closed also when this raises. Idempotent.
+---@param opts? {timeout?: number} # of the wait; default: the group's
+function Group:shutdown(opts) end
+
 ---@return boolean
 function Group:is_closed() end
 
@@ -622,6 +628,57 @@ function Group:abort(reason) end
 
 ---@return perigee.Error? # the first cause, nil while healthy
 function Group:failed() end
+
+---After a failure: a new group of the ranks that are alive, in the same order and with the same layers. Every
+---survivor calls
+---it; they agree through the store, and all get the same members. Who died, left, or does not come within half of the
+---time
+---is not one of them; when another one dies meanwhile they agree again. The old group stays as it is: close it.
+---@param opts? {timeout?: number, name?: string} # timeout: the group's, at most 60 s
+---@return perigee.Group
+function Group:shrink(opts) end
+
+---Forms the group anew, in place: other ranks, size, store; failed, closed or not. Collective over the ranks of the new
+---one. A layer may override it: then it gets these options as they are, whatever is in them. May be called again
+---after an
+---error.
+---@param opts? perigee.ReconfigureOptions
+---@return perigee.Group # itself
+function Group:reconfigure(opts) end
+
+---@class perigee.ReconfigureOptions
+---@field store? perigee.Store # where the ranks meet; default: the group's
+---@field id? string # names this configuration on the store: the same on all ranks, another one each time. Needed where
+---one store is given again and again; default: counted by the group
+---@field rank? integer # with size; default: as before
+---@field size? integer
+---@field timeout? number # default timeout of operations; default: as before
+---@field init_timeout? number # of this call; 300
+
+---Several operations as one batch: operations of this group that f calls on its thread are submitted, in their order,
+---when it
+---has returned. Inside of f every form of an operation returns a Work, for after the end; waiting there raises
+---EDEADLK. The
+---one Work returned ends when all have ended; it fails with the error of the first that failed, naming which; its
+---value is
+---the list of theirs. When f raises nothing is submitted and the error goes on. A coalescing in another one on the same
+---group is refused. Layers with start_coalescing and end_coalescing have them called around the operations.
+---@param f fun()
+---@param opts? {timeout?: number} # of operations that have none of their own
+---@return perigee.Work
+function Group:coalesce(f, opts) end
+
+---@class perigee.Message
+---@field op "send"|"recv"
+---@field tensor perigee.Value
+---@field peer integer
+---@field tag? integer # default 0
+
+---Sends and receives as one coalescing: one Work for all, without deadlock whatever their order on the ranks.
+---@param list perigee.Message[]
+---@param opts? {timeout?: number}
+---@return perigee.Work
+function Group:batch_send_recv(list, opts) end
 
 ---@param seconds number # default timeout of operations from now on
 function Group:set_timeout(seconds) end
@@ -665,6 +722,22 @@ function Group:log(fmt, ...) end
 ---@field open? fun(self: perigee.Backend, opts: table) # when a group starts to use the layer; opts: the group's
 ---timeout, and what init was given in options for this layer. It may add overrides to self
 ---@field close? fun(self: perigee.Backend) # when the group ends
+---@field abort? fun(self: perigee.Backend, reason: perigee.Error) # told when the group was aborted
+---@field set_timeout? fun(self: perigee.Backend, seconds: number) # told when the group's default timeout has changed
+---The rest is asked: the first layer from the top that has the method answers, and may pass on to self.inner:
+---@field backend_name? fun(self: perigee.Backend): string # shown in "outer(inner)" instead of `name`; asked once,
+---after open
+---As functions of the backend table, rank and size say what the group reports as group.rank (>= 0) and group.size (>=
+---1), each
+---time it is asked. Operations and the layers below keep the real ones, and so do self.rank and self.size.
+---@field split? fun(self: perigee.Backend, color: integer, key: integer, opts: {name?: string}): perigee.Group?
+---@field shutdown? fun(self: perigee.Backend, opts: {timeout: number}): perigee.Work|true|nil # before the group is
+---closed
+---@field start_coalescing? fun(self: perigee.Backend) # a batch's operations come between these two
+---@field end_coalescing? fun(self: perigee.Backend): perigee.Work|true # one more work of the batch
+---@field reconfigure? fun(self: perigee.Backend, opts: table): perigee.Group|perigee.Work|true # the new group; or a
+---Work or
+---true: the layer did it in place and the group stays
 
 ---The layer below: the operations of a group, in canonical or friendly form, always returning a Work.
 ---@class perigee.Inner: perigee.Group
@@ -681,6 +754,29 @@ local Inner = {}
 ---@param opts? {name?: string}
 ---@return perigee.Group?
 function Inner:subgroup(ranks, opts) end
+
+---For an override of split: goes on with it. The new group has all layers of this one, as if this layer had no
+---override.
+---@param color integer
+---@param key? integer
+---@param opts? {name?: string}
+---@return perigee.Group?
+function Inner:split(color, key, opts) end
+
+---For an override of shutdown: waits until everything pending has ended.
+---@param opts? {timeout?: number}
+function Inner:shutdown(opts) end
+
+---For overrides of these: goes on in the layers below.
+function Inner:start_coalescing() end
+
+---@return perigee.Work
+function Inner:end_coalescing() end
+
+---For an override of reconfigure: goes on with it. true when a layer below did it in place.
+---@param opts? perigee.ReconfigureOptions
+---@return perigee.Group|true
+function Inner:reconfigure(opts) end
 
 -- Stores ------------------------------------------------------------------------------------------
 

@@ -72,11 +72,15 @@ static int ask_methods(perigee_layer *layer) {
   const char *name = layer->methods >> PERIGEE_METHOD_BACKEND_NAME & 1
                          ? ops->backend_name(layer->self)
                          : layer->backend->name;
-  if (name == NULL || !perigee__backend_name_is_good(name))
+  if (name == NULL)
+    return perigee_last_error()->code < 0
+               ? perigee_last_error()->code
+               : perigee__fail(PERIGEE_EINVAL, "backend '%s' has no name", layer->backend->name);
+  if (!perigee__backend_name_is_good(name))
     return perigee__fail(PERIGEE_EINVAL,
                          "backend '%s': backend_name says '%s': 1 to %d letters, digits, '_' or "
                          "'-' expected",
-                         layer->backend->name, name != NULL ? name : "NULL", PERIGEE_NAME_MAX);
+                         layer->backend->name, name, PERIGEE_NAME_MAX);
   strcpy(layer->name, name);
   return 0;
 }

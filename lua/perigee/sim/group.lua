@@ -4,6 +4,7 @@ local blame = require "perigee.sim.blame"
 local call = require "perigee.sim.call"
 local Comm = require "perigee.sim.comm"
 local Work = require "perigee.sim.work"
+local overrides = require "perigee.sim.methods"
 
 local Group = {}
 Group.__name = "perigee.sim.Group"
@@ -121,7 +122,7 @@ function Inner.__index(self, key)
   local row = call.rows[key]
   if row then
     return function(_, ...)
-      local req = call.parse(key, group.rank, group.size, table.pack(...))
+      local req = call.parse(key, group.me, group.n, table.pack(...))
       req.seq = group.running
       local work = submit(group, level, req)
       local wrapped = Work.is(work) and not work.make_value
@@ -132,7 +133,11 @@ function Inner.__index(self, key)
   if key == "subgroup" then
     return function(_, ranks, opts) return group:_subgroup(ranks, opts, level) end
   end
-  if key == "rank" or key == "size" then return group[key] end
+  if key == "rank" or key == "size" then return overrides.number(group, level, key) end
+  local method = overrides.inner[key]
+  if method then
+    return function(_, ...) return method(group, level, ...) end
+  end
   if key == "seq" then return group.running or 0 end
   if key == "name" then return group.below[level] end
 end
@@ -144,11 +149,11 @@ local function open_layers(group)
   for level, layer in ipairs(group.stack) do
     local instance = {
       inner = setmetatable({ _group = group, _level = level + 1 }, Inner),
-      rank = group.rank, size = group.size, store = group.store, group_name = group.name, name = layer.name,
+      rank = group.me, size = group.n, store = group.store, group_name = group.name, name = layer.name,
       members = { table.unpack(group.comm.members) },
     }
     setmetatable(instance, { __index = layer.table })
-    instances[level] = { self = instance, name = layer.name }
+    instances[level] = { self = instance, name = layer.name, table = layer.table, shown = layer.name }
   end
   for level = #instances, 1, -1 do -- from the bottom, as real groups do
     local instance = instances[level].self
@@ -157,6 +162,7 @@ local function open_layers(group)
       for k, v in pairs((group.comm.world.opts.options or {})[instance.name] or {}) do opts[k] = v end
       instance:open(opts)
     end
+    overrides.resolve(instances[level])
   end
   return instances
 end
@@ -168,11 +174,11 @@ function submit(group, level, req)
     if not group.has_bottom then
       error(perigee.error("ENOTSUP", ("no layer of '%s' takes %s"):format(group.backend, req.row.name)), 0)
     end
-    return group.comm:submit(group.rank, req)
+    return group.comm:submit(group.me, req)
   end
   local f = method_of(layer.self, req.row)
   if f == nil then return submit(group, level + 1, req) end
-  local fields = { op = req.row.name, seq = req.seq, group = group.name, rank = group.rank }
+  local fields = { op = req.row.name, seq = req.seq, group = group.name, rank = group.me }
   local before = group.running
   group.running = req.seq
   local ok, result = xpcall(f, function(err) return blame.object(err, fields, debug.traceback()) end,
@@ -188,32 +194,61 @@ end
 
 local methods = {}
 
+-- The work of a caller, ended by the one of the layers once there is one.
+local function follow(outer, work, req)
+  outer.seq, outer.missing, outer.what = req.seq, work.missing, work.what
+  outer.lazy = work.lazy and function() pcall(work.wait, work) end
+  outer.on_abort = work.state == "pending" and function() work:abort "aborted by the script" end or nil
+  local function ended()
+    outer.source = work.source
+    outer:finish(work.state == "done" and "done" or "failed", work.err)
+  end
+  if work.state ~= "pending" then ended() else table.insert(work.callbacks, 1, ended) end
+end
+
+local function outer_work(self, req)
+  local outer = Work.new(self.comm.world, { op = req.row.name, group = self.name, rank = self.me })
+  outer.make_value = function() return call.value(req, outer.source) end
+  return outer
+end
+
+local function issue(self, req, outer)
+  self.accepted = self.accepted + 1
+  req.seq = self.accepted
+  local work = submit(self, 1, req)
+  if outer then follow(outer, work, req) end
+  return work
+end
+
+-- A coalescing is being collected: the operation is part of it.
+local function collect(self, req)
+  local outer = outer_work(self, req)
+  req.timeout = req.timeout or self.batch.timeout
+  local function refuse()
+    outer.lazy = refuse
+    error(perigee.error("EDEADLK",
+      "the operation is submitted when the coalescing ends: wait for it after that", { op = req.row.name }), 0)
+  end
+  outer.lazy = refuse
+  table.insert(self.batch, { req = req, work = outer })
+  return outer
+end
+
 local function operation(name)
   return function(self, ...)
-    if self.comm.closed[self.rank] then
+    if self.comm.closed[self.me] then
       error(perigee.error("ECLOSED", "the group is closed on this rank",
-        { op = name, group = self.name, rank = self.rank }), 2)
+        { op = name, group = self.name, rank = self.me }), 2)
     end
-    local req = call.parse(name, self.rank, self.size, table.pack(...))
+    local req = call.parse(name, self.me, self.n, table.pack(...))
+    if self.batch then return collect(self, req) end
     if not req.async and self.comm.world.in_callback then
       error(perigee.error("EDEADLK",
         name .. ": a callback must not wait: pass async = true and use map or on_done"), 2)
     end
-    self.accepted = self.accepted + 1
-    req.seq = self.accepted
-    local work = submit(self, 1, req)
-    if req.async then
-      local outer = Work.new(self.comm.world, { op = name, seq = req.seq, group = self.name, rank = self.rank,
-        missing = work.missing, what = work.what, lazy = work.lazy and function() pcall(work.wait, work) end })
-      outer.make_value = function() return call.value(req, work.source) end
-      outer.on_abort = work.state == "pending" and function() work:abort "aborted by the script" end or nil
-      local function ended()
-        outer.source = work.source
-        outer:finish(work.state == "done" and "done" or "failed", work.err)
-      end
-      if work.state ~= "pending" then ended() else table.insert(work.callbacks, 1, ended) end
-      return outer
-    end
+    local outer = req.async and outer_work(self, req)
+    local work = issue(self, req, outer)
+    if outer then return outer end
     work:wait()
     return call.value(req, work.source)
   end
@@ -224,17 +259,17 @@ for name in pairs(call.rows) do methods[name] = operation(call.rows[name].name) 
 -- ---- life ----------------------------------------------------------------------------------------------------------
 
 function methods:close()
-  if self.comm.closed[self.rank] then return end
-  self.comm:close(self.rank)
+  if self.comm.closed[self.me] then return end
+  self.comm:close(self.me)
   for _, layer in ipairs(self.instances) do
     if layer.self.close then layer.self:close() end
   end
 end
 
-function methods:is_closed() return self.comm.closed[self.rank] == true end
+function methods:is_closed() return self.comm.closed[self.me] == true end
 
 function methods:abort(reason)
-  self.comm:fail(self.comm:error("EABORTED", reason or "aborted by the script", nil, { origin = self.rank }))
+  self.comm:fail(self.comm:error("EABORTED", reason or "aborted by the script", nil, { origin = self.me }))
 end
 
 function methods:failed() return self.comm.failed end
@@ -243,7 +278,7 @@ function methods:set_timeout(seconds)
   if type(seconds) ~= "number" or seconds <= 0 or seconds ~= seconds then
     error(perigee.error("EINVAL", "bad argument #1 to 'set_timeout' (timeout: a positive number expected)"), 2)
   end
-  self.seconds, self.comm.own_timeout[self.rank] = seconds, seconds
+  self.seconds, self.comm.own_timeout[self.me] = seconds, seconds
   for _, layer in ipairs(self.instances) do
     if layer.self.set_timeout then layer.self:set_timeout(seconds) end
   end
@@ -253,11 +288,11 @@ function methods:to_world(rank) return self.comm.members[rank + 1] end
 function methods:from_world(rank) return self.comm.from[rank] end
 
 function methods:print(fmt, ...)
-  if self.rank == 0 then print(select("#", ...) > 0 and fmt:format(...) or tostring(fmt)) end
+  if self.me == 0 then print(select("#", ...) > 0 and fmt:format(...) or tostring(fmt)) end
 end
 
 function methods:log(fmt, ...)
-  print(("[rank %d] %s"):format(self.rank, select("#", ...) > 0 and fmt:format(...) or tostring(fmt)))
+  print(("[rank %d] %s"):format(self.me, select("#", ...) > 0 and fmt:format(...) or tostring(fmt)))
 end
 
 -- ---- subgroups ----------------------------------------------------------------------------------------------------
@@ -272,22 +307,22 @@ local function child(self, meet, key, name, ranks, level)
     meet.comms[key] = comm
   end
   local stack = { table.unpack(self.stack, level or 1) }
-  local rank = comm.from[self.comm.members[self.rank + 1]]
-  comm.own_timeout[rank] = self.comm.own_timeout[self.rank]
+  local rank = comm.from[self.comm.members[self.me + 1]]
+  comm.own_timeout[rank] = self.comm.own_timeout[self.me]
   return Group.new(comm, rank, stack, self.has_bottom, self.below[level or 1], self.seconds)
 end
 
-function methods:split(color, key, opts)
+function methods:_split(color, key, opts)
   color = math.tointeger(color)
   if not color then error(perigee.error("EINVAL", "bad argument #1 to 'split' (color: integer expected)"), 2) end
   self.splits = self.splits + 1
   local all = {}
-  for r = 0, self.size - 1 do all[r + 1] = r end
-  local meet = self.comm:meet(self.rank, "split" .. self.splits, all,
-    { color = color, key = key or self.rank }, "split")
+  for r = 0, self.n - 1 do all[r + 1] = r end
+  local meet = self.comm:meet(self.me, "split" .. self.splits, all,
+    { color = color, key = key or self.me }, "split")
   if color < 0 then return nil end
   local ranks = {}
-  for r = 0, self.size - 1 do
+  for r = 0, self.n - 1 do
     if meet.values[r].color == color then ranks[#ranks + 1] = r end
   end
   table.sort(ranks, function(a, b)
@@ -305,52 +340,67 @@ function methods:_subgroup(ranks, opts, level)
     error(perigee.error("EINVAL", "subgroup: a non-empty list of ranks is expected"), 2)
   end
   for _, r in ipairs(ranks) do
-    if not math.tointeger(r) or r < 0 or r >= self.size or seen[r] then
+    if not math.tointeger(r) or r < 0 or r >= self.n or seen[r] then
       error(perigee.error("EINVAL", ("subgroup: rank %s is out of range or there twice"):format(tostring(r))), 2)
     end
-    seen[r], mine = true, mine or r == self.rank
+    seen[r], mine = true, mine or r == self.me
   end
   if not mine then return nil end
   local key = ("subgroup %s:%s"):format(table.concat(ranks, ","), level or 1)
   self.made[key] = (self.made[key] or 0) + 1
-  local meet = self.comm:meet(self.rank, key .. "#" .. self.made[key], ranks, true, "subgroup")
+  local meet = self.comm:meet(self.me, key .. "#" .. self.made[key], ranks, true, "subgroup")
   local name = opts and opts.name or ("%s.%s"):format(self.name, table.concat(ranks, "-"))
   return child(self, meet, 1, name, ranks, level)
 end
 
 function methods:subgroup(ranks, opts) return self:_subgroup(ranks, opts) end
 
-methods._as_work = as_work
+methods._as_work, methods._child, methods._issue = as_work, child, issue
+for name, f in pairs(overrides.methods) do methods[name] = f end
 
 -- ---- the object ---------------------------------------------------------------------------------------------------
 
 function Group.__index(self, key)
   if methods[key] then return methods[key] end
   if key == "seq" then return self.accepted end
+  if key == "rank" or key == "size" then return overrides.number(self, 1, key) end
   if key == "timeout" then return self.seconds end
 end
 
 Group.__close = methods.close
 
 function Group:__tostring()
-  return ("group '%s': rank %d of %d, %s (sim)"):format(self.name, self.rank, self.size, self.backend)
+  return ("group '%s': rank %d of %d, %s (sim)"):format(self.name, self.me, self.n, self.backend)
+end
+
+-- What stands from each level down, as a text.
+local function name_layers(group, layers, field)
+  local names = {}
+  for i, layer in ipairs(layers) do names[i] = layer[field] end
+  if group.has_bottom then names[#names + 1] = "sim" end
+  for level = 1, #names do
+    group.below[level] = table.concat(names, "(", level) .. (")"):rep(#names - level)
+  end
+end
+
+overrides.Group = Group
+-- The object has taken over another one's fields: its layers' inner objects stand for it now.
+function overrides.adopt(group)
+  for _, layer in ipairs(group.instances) do rawset(layer.self.inner, "_group", group) end
 end
 
 --- The group of one rank. stack: layers as sim/layers.lua resolves them; backend: their text.
 function Group.new(comm, rank, stack, has_bottom, backend, seconds)
   local self = setmetatable({
-    comm = comm, rank = rank, size = comm.size, name = comm.name, stack = stack, has_bottom = has_bottom,
+    comm = comm, me = rank, n = comm.size, name = comm.name, stack = stack, has_bottom = has_bottom,
     backend = backend, transport = "", accepted = 0, splits = 0, made = {}, below = {},
     seconds = seconds or DEFAULT_TIMEOUT,
   }, Group)
-  local names = {}
-  for i, layer in ipairs(stack) do names[i] = layer.name end
-  if has_bottom then names[#names + 1] = "sim" end
-  for level = 1, #names do
-    self.below[level] = table.concat(names, "(", level) .. (")"):rep(#names - level)
-  end
+  name_layers(self, stack, "name")
   self.store = store_of(self, perigee.store.prefix(comm.name, comm.world.store))
   self.instances = open_layers(self)
+  name_layers(self, self.instances, "shown")
+  self.backend = self.below[1]
   return self
 end
 
