@@ -73,10 +73,9 @@ void perigee__backend_check_name(lua_State *L, int index, const char *name) {
     return;
   const char *near = nearest_name(name);
   if (near != NULL)
-    perigee__raise(
-        L, PERIGEE_EINVAL,
-        "a backend has no method '%s' (did you mean '%s'?); a helper's name starts with '_'", name,
-        near);
+    perigee__raise(L, PERIGEE_EINVAL,
+                   "a backend has no %s '%s' (did you mean '%s'?); a helper's name starts with '_'",
+                   perigee_op_find(near) >= 0 ? "operation" : "method", name, near);
 }
 
 /* Every function in the table itself. */
