@@ -213,3 +213,34 @@ for _, transport in ipairs { "shm", "tcp" } do
     end)
   end)
 end
+
+describe("in a simulated world", function()
+  local perigee = require "perigee"
+  local sim = perigee.testing.sim
+
+  it("survivors shrink, and reconfigure", function()
+    local seen = {}
+    for seed = 1, 10 do
+      sim(4, function(g)
+        local me = g.rank
+        local ok, e = pcall(g.barrier, g)
+        assert(not ok and e.code == "EPEERDEAD", tostring(e))
+        local alive = g:shrink()
+        assert(alive.size == 3 and alive:to_world(2) == 3 and alive:allreduce(10 ^ me) == 1011)
+        assert(g:failed() and not alive:failed())
+        assert(g:reconfigure { rank = 2 - alive.rank, size = 3 } == g)
+        assert(g:failed() == nil and g.rank == 2 - alive.rank and g:broadcast(me, { root = 0 }) == 3)
+        seen[me] = (seen[me] or 0) + 1
+      end, { seed = seed, faults = { { rank = 2, op = "barrier", kill = true } } })
+    end
+    assert.same({ [0] = 10, [1] = 10, [3] = 10 }, seen)
+  end)
+
+  it("a rank that does not come to shrink is named", function()
+    local ok, e = pcall(sim, 2, function(g)
+      if g.rank == 0 then g:shrink { timeout = 30 } else g:recv(perigee.zeros("f32", 1), 0) end
+    end)
+    assert.is_false(ok)
+    assert.is_truthy(tostring(e):find("timed out after 30.0 s, missing ranks 1", 1, true), tostring(e))
+  end)
+end)

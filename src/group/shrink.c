@@ -85,6 +85,14 @@ static int64_t half_of(const shrink *s) {
   return s->deadline_ns > now ? now + (s->deadline_ns - now) / 2 : now;
 }
 
+/* Between two looks at the store; close of the group waits for this call to end. */
+static int pause_a_little(const shrink *s) {
+  if (perigee_group_is_closed(s->group))
+    return perigee__fail(PERIGEE_ECLOSED, "shrink: the group was closed meanwhile");
+  perigee__sleep_ns(LOOK_EVERY_NS);
+  return 0;
+}
+
 static int late(const shrink *s) {
   perigee_error error;
   perigee__error_init(&error);
@@ -119,7 +127,7 @@ static int wait_for_all(shrink *s) {
     }
     if (decided || missing == 0 || perigee__passed(patience))
       return 0;
-    perigee__sleep_ns(LOOK_EVERY_NS);
+    PERIGEE_TRY(pause_a_little(s));
   }
 }
 
@@ -200,7 +208,7 @@ static int agree_on_outcome(const shrink *s, const perigee_group *made, bool *co
   for (int64_t patience = half_of(s); word == NULL;) {
     PERIGEE_TRY(look_at_members(s, made, patience, &word));
     if (word == NULL)
-      perigee__sleep_ns(LOOK_EVERY_NS);
+      PERIGEE_TRY(pause_a_little(s));
   }
   PERIGEE_TRY(decide(s, "outcome", word));
   *committed_p = strcmp(s->text, "commit") == 0;
