@@ -58,6 +58,32 @@ describe("meta.lua", function()
     assert.same(methods(server), names(doc["perigee.StoreServer"]))
   end)
 
+  it("documents what self.inner has, and every method that a backend may define", function()
+    local doc = documented()
+    local B = perigee.backend "meta_inner"
+    local inner
+    function B:open() inner = self.inner end
+    helpers.world { backend = "meta_inner" }
+    finally(helpers.close_all)
+    local group, own = doc["perigee.Group"], doc["perigee.Inner"]
+    for _, name in ipairs(methods(inner)) do assert.is_truthy(group[name] or own[name], name) end
+    for name in pairs(own) do assert.is_function(inner[name], name) end
+
+    local meta = assert(io.open(package.searchpath("perigee.meta", package.path))):read "a"
+    local rows = 0
+    for line in io.lines "include/perigee/backend.h" do
+      local name = line:match "^  XX%(%d+, [A-Z_]+, ([a-z_]+), [A-Z]+%)"
+      if name then
+        rows = rows + 1
+        -- rank and size are fields of the instance as well.
+        local documented_as = (name == "rank" or name == "size") and "rank and size say" or "@field " .. name .. "? fun"
+        assert.is_truthy(meta:find(documented_as, 1, true), name)
+        assert.has_no_error(function() B[name] = function() end end)
+      end
+    end
+    assert.equal(12, rows)
+  end)
+
   it("is Lua", function()
     assert.is_function(loadfile(package.searchpath("perigee.meta", package.path)))
   end)
