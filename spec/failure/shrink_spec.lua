@@ -114,8 +114,8 @@ for _, transport in ipairs { "shm", "tcp" } do
         local world = perigee.init()
         settle(world)
         world:abort "enough"
-        if world.rank == 2 then sleep(3) end
-        local ok, alive = pcall(world.shrink, world, { timeout = 3 })
+        if world.rank == 2 then sleep(6) end
+        local ok, alive = pcall(world.shrink, world, { timeout = 8 })
         print(ok and members(alive) or tostring(alive), ok and alive:allreduce(1))
       ]])
       assert.equal("0,1\t2", said[0], result.out .. result.err)
