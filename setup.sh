@@ -17,7 +17,7 @@ TEXT
 say() { printf '\n==> %s\n' "$*"; }
 
 build_packages=(build-essential cmake ninja-build pkg-config lua5.4 liblua5.4-dev libuv1-dev)
-test_packages=(libcmocka-dev lua-busted lua-check clang-format)
+test_packages=(libcmocka-dev lua-busted lua-check lua-luv clang-format)
 full_packages=(clang libclang-rt-14-dev valgrind)
 
 # Install those packages that are missing; without any, no network is needed.

@@ -41,6 +41,7 @@
 
 #include "error.h"
 #include "export.h"
+#include "op.h"
 
 typedef struct perigee_interp perigee_interp;
 
@@ -118,6 +119,45 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_load_backend(perigee_interp *i
 /** The same from text. */
 PERIGEE_API PERIGEE_MUST_CHECK int
 perigee_interp_load_backend_string(perigee_interp *interp, const char *text, const char *name);
+
+/*
+ * A program with a loop of its own.
+ *
+ * Callbacks (on_done and map of works, hooks) run on a thread that waits in the interpreter, or else on a thread of the
+ * library. A program that polls descriptors can run them on the thread of its loop instead:
+ *   int fd;
+ *   perigee_interp_pollfd(interp, &fd);
+ *   for (;;) {
+ *     poll {fd, POLLIN} and what else the loop watches, for at most perigee_interp_timeout(interp);
+ *     perigee_interp_step(interp, 0);
+ *   }
+ * Operations need no driving: collectives, messages and deadlines progress on threads of the library, whatever the transport;
+ * the descriptor becomes readable when one of them has left something for Lua to do.
+ */
+
+/**
+ * A descriptor that is readable (POLLIN) while step has something to do, and the wish that the library's own thread
+ * leaves the callbacks to step. Threads that wait in the interpreter still run them meanwhile: what they wait for may depend
+ * on it. One descriptor per interpreter, the same at every call; only poll it.
+ * Owns:    *fd_p: the interpreter's; closed when that is gone.
+ * Threads: any. A thread that is inside counts as the loop's, and as one that keeps the interpreter while it polls: then the
+ *          descriptor also becomes readable when another thread wants to enter, and step lets that one in.
+ * Errors:  -EMFILE, -ENFILE.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_pollfd(perigee_interp *interp, int *fd_p);
+/** It is polled no more: the library's own thread runs callbacks again. Any thread; never blocks. */
+PERIGEE_API void perigee_interp_pollfd_end(perigee_interp *interp);
+
+/**
+ * Run what is ready, oldest first: 1000 callbacks at most, then the descriptor stays readable. When nothing is ready, wait up to
+ * timeout_ns for something (0: do not).
+ * Returns: how many callbacks ran, or an error.
+ * Threads: any, inside or not: it enters. Locks: none may be held.
+ * Errors:  EDEADLK (waiting in a callback), ECLOSED, ELUASTATE, EFORKED, ENOMEM. Errors of callbacks are reported, not returned.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_step(perigee_interp *interp, int64_t timeout_ns);
+/** Nanoseconds until step wants to be called whatever the descriptor says: 0 now, PERIGEE_TIMEOUT_NONE never. Any thread. */
+PERIGEE_API int64_t perigee_interp_timeout(perigee_interp *interp);
 
 /** What an interpreter holds; a snapshot. */
 typedef struct perigee_interp_stats {

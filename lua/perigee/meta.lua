@@ -375,9 +375,23 @@ function perigee.wait_any(works, seconds) end
 ---@return perigee.Error?
 function perigee.wait_all(works, seconds) end
 
----Run the callbacks that are ready, on this thread.
+---Run the callbacks that are ready, on this thread: 1000 at most. When none is, wait up to the seconds for one.
+---@param seconds? number # 0
 ---@return boolean # whether there were any
-function perigee.step() end
+---@return integer # how many ran
+function perigee.step(seconds) end
+
+---A file descriptor that is readable while perigee.step() has something to do: for loops of others (luv: see
+---perigee.luv; cqueues; poll). From now on callbacks run in step, and in threads that wait, and on no thread of
+---the runtime's own. pollfd(false) ends that. One descriptor per interpreter; only poll it. Operations need no
+---driving: they progress by themselves.
+---@param polled? boolean # true
+---@return integer? fd
+function perigee.pollfd(polled) end
+
+---When step wants to be called whatever the descriptor says.
+---@return number? seconds # nil: never
+function perigee.timeout() end
 
 ---@return number # seconds of a clock that never jumps
 function perigee.clock() end
@@ -683,6 +697,10 @@ function Group:batch_send_recv(list, opts) end
 ---@param seconds number # default timeout of operations from now on
 function Group:set_timeout(seconds) end
 
+---perigee.pollfd(), as long as the group is open.
+---@return integer fd
+function Group:pollfd() end
+
 ---@param rank integer
 ---@return integer? # the world's rank of this group's rank
 function Group:to_world(rank) end
@@ -895,6 +913,24 @@ function Store:set_timeout(seconds) end
 
 ---@return perigee.Store # a handle with a connection of its own
 function Store:clone() end
+
+-- Loops of others -------------------------------------------------------------------------------
+
+---Perigee inside a loop of luv (Debian: lua-luv): require "perigee.luv". Callbacks of works run inside uv.run. A
+---blocking wait in a callback of luv blocks the loop, and runs perigee's callbacks alone.
+---@class perigee.luv
+local luv = {}
+
+---@class perigee.LuvHandle
+local LuvHandle = {}
+
+---uv.run goes on until the handle is stopped. Several handles share one poll.
+---@param uv? table # the module luv; neovim: vim.uv
+---@return perigee.LuvHandle # also a to-be-closed value
+function luv.attach(uv) end
+
+---Again is allowed. After the last one the runtime's own thread runs callbacks again.
+function LuvHandle:stop() end
 
 -- Testing -----------------------------------------------------------------------------------------
 

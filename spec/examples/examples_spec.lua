@@ -51,6 +51,35 @@ describe("examples", function()
     assert.is_true(support.has(r.err, "accuracy 0.0000 is below 0.93"), r.err)
   end)
 
+  it("luv_server.lua answers while collectives are under way, on both transports", function()
+    for _, transport in ipairs { "shm", "tcp" } do
+      local r = support.bash(([[
+        cd %s
+        export PERIGEE_TRANSPORT=%s
+        timeout -k 2 50 $P run -n 3 examples/luv_server.lua 40 >$D/said &
+        for try in $(seq 300); do
+          port=$(sed -n 's/.*listening on 127.0.0.1:\([0-9]*\).*/\1/p' $D/said)
+          [ -n "$port" ] && break
+          sleep 0.1
+        done
+        touch $D/answers
+        ask() { exec 3<>/dev/tcp/127.0.0.1/$port && printf 'GET %%s HTTP/1.0\r\n\r\n' "$1" >&3 && tail -n 1 <&3; }
+        while [ "$(sort -u $D/answers | wc -l)" -lt 5 ]; do ask / >>$D/answers; done
+        ask /stop >>$D/answers
+        wait $!
+        echo "ended $?"
+        cat $D/answers $D/said
+      ]]):format(root, transport), nil, 60)
+      assert.equal(0, r.code, r.out .. r.err)
+      assert.is_true(support.has(r.out, "ended 0"), r.out .. r.err)
+      local steps, last = {}, tonumber(r.out:match "ended after step (%d+)")
+      for step in r.out:gmatch "%f[^\n\0]step (%d+), loss %d" do steps[#steps + 1] = tonumber(step) end
+      assert.is_true(#steps > 5, r.out .. r.err)
+      for i = 2, #steps do assert.is_true(steps[i - 1] <= steps[i], r.out) end
+      assert.is_true(steps[#steps] < last, r.out)
+    end
+  end)
+
   it("embed.c runs a Lua backend from C", function()
     for _, n in ipairs { 1, 3 } do
       local program = (os.getenv "PERIGEE_BUILD" or "build") .. "/example_embed"

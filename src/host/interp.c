@@ -1,5 +1,6 @@
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <lualib.h>
 
@@ -36,6 +37,7 @@ static perigee_interp *interp_new(bool owned) {
   interp->fork_generation = perigee__fork_generation();
   interp->owned = owned;
   interp->service_ref = LUA_NOREF;
+  interp->event_fd = -1;
   perigee__imutex_init(&interp->mutex);
   perigee__mutex_init(&interp->ready_lock, PERIGEE_LOCK_READY, "ready queue");
   perigee__list_init(&interp->threads);
@@ -57,6 +59,8 @@ void perigee__interp_unref(perigee_interp *interp) {
     free(interp->places);
     interp->places = next;
   }
+  if (interp->event_fd >= 0)
+    close(interp->event_fd);
   perigee__mutex_fini(&interp->ready_lock);
   perigee__imutex_fini(&interp->mutex);
   free(interp);

@@ -126,9 +126,16 @@ struct perigee_interp {
   perigee__luaref *garbage;
   bool dispatcher_started;
   pthread_t dispatcher;
+  int event_fd;   /* what a foreign loop polls (pollfd.c), -1 until somebody asks for it */
+  bool event_set; /* it is readable */
+  bool
+      event_hushed; /* it stays unreadable although there are items: the thread that runs them has not come back */
+  unsigned wanting; /* threads that wait for the mutex while `loop_inside` */
 
   _Atomic uint32_t ready_count; /* items in ready; relaxed hint outside the lock */
   _Atomic uint32_t has_garbage; /* relaxed hint */
+  _Atomic bool driven;          /* a foreign loop polls event_fd: the dispatcher rests; relaxed */
+  _Atomic bool loop_inside;     /* that loop's thread sleeps with the mutex held; relaxed */
   _Atomic uint32_t
       dispatch; /* futex word of the dispatcher: bumped when there is work for it (seq_cst) */
   _Atomic uint32_t stop;     /* the dispatcher ends */
@@ -225,6 +232,10 @@ void perigee__ready_push(perigee_interp *interp, perigee__ready *item);
 void perigee__ready_push_own(perigee_interp *interp, perigee__lthread *t, perigee__ready *item);
 /** Inside: run everything that is ready, oldest first. False when nothing was or somebody else is at it. */
 bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State *L);
+/** As drain, at most `limit` items; returns how many. */
+size_t perigee__ready_run(perigee_interp *interp, perigee__lthread *t, lua_State *L, size_t limit);
+/** Whoever is to run the queue hears of it when `interp` has ceased to be driven by a loop. No lock held. */
+void perigee__ready_announce(perigee_interp *interp);
 /** The interpreter closes: stop the dispatcher and wait that long for it (the mutex must not be held). */
 void perigee__dispatcher_stop(perigee_interp *interp, int64_t wait_ns);
 /** Drop everything that is queued. */
@@ -239,5 +250,24 @@ void perigee__waiters_wake(perigee_interp *interp);
  */
 int perigee__host_wait(perigee_interp *interp, lua_State *L, perigee_work *work,
                        int64_t timeout_ns);
+/**
+ * Inside, L as for host_wait: run what is ready (a bounded number); when nothing is, wait up to timeout_ns for something.
+ * EDEADLK: waiting in a callback. ECLOSED.
+ */
+int perigee__host_step(perigee_interp *interp, lua_State *L, int64_t timeout_ns, size_t *ran_p);
+
+/* ---- a loop of somebody else (pollfd.c) ----------------------------------------------------------- */
+
+/** ready_lock held: make event_fd readable or not, as the queue and the waiting threads want it. */
+void perigee__pollfd_update_locked(perigee_interp *interp);
+/** Inside: what is in the queue is being run already, so event_fd does not tell of it until that ends. */
+void perigee__pollfd_hush(perigee_interp *interp);
+void perigee__pollfd_unhush(perigee_interp *interp);
+/** Any thread, no lock held: it waits for the mutex (more) or has it (not more), while `loop_inside`. */
+void perigee__pollfd_want(perigee_interp *interp, bool more);
+/** Inside: let threads in that wait for the mutex. */
+PERIGEE_RAISES void perigee__pollfd_let_in(perigee_interp *interp, lua_State *L);
+/** What perigee.pollfd and perigee_interp_pollfd do. inside: the loop's thread keeps the mutex while it sleeps. */
+int perigee__pollfd_open(perigee_interp *interp, bool inside, int *fd_p);
 
 #endif

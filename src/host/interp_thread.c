@@ -172,7 +172,13 @@ static int64_t coarse_now_ns(void) {
 
 static int acquire(perigee_interp *interp, int64_t timeout_ns, const char *place, bool quiet) {
   PERIGEE_ASSERT(perigee__locks_held() == 0);
+  /* The holder may be a foreign loop's thread, asleep in its poll: it is to come out of it. */
+  bool ask = PERIGEE_UNLIKELY(atomic_load_explicit(&interp->loop_inside, memory_order_relaxed));
+  if (ask)
+    perigee__pollfd_want(interp, true);
   int rc = perigee__imutex_lock(&interp->mutex, timeout_ns, quiet ? NULL : report_wait, interp);
+  if (ask)
+    perigee__pollfd_want(interp, false);
   if (rc < 0)
     return rc;
   atomic_store_explicit(&interp->holder_since_ns, coarse_now_ns(), memory_order_relaxed);

@@ -289,6 +289,17 @@ static int l_set_timeout(lua_State *L) {
   return 0;
 }
 
+/* group:pollfd(): perigee.pollfd(), as long as the group is open */
+static int l_pollfd(lua_State *L) {
+  perigee_interp *interp = perigee__interp_here(L);
+  if (perigee_group_is_closed(group_self(L, "pollfd")))
+    perigee__raise(L, PERIGEE_ECLOSED, "'pollfd' on a group that is closed");
+  int fd;
+  perigee__check(L, perigee__pollfd_open(interp, true, &fd));
+  lua_pushinteger(L, fd);
+  return 1;
+}
+
 static int map_rank(lua_State *L, const char *method,
                     int (*fn)(const perigee_group *group, int rank)) {
   const perigee_group *group = group_self(L, method);
@@ -423,6 +434,7 @@ void perigee__lgroup_open(lua_State *L) {
       {"abort", l_abort},
       {"failed", l_failed},
       {"set_timeout", l_set_timeout},
+      {"pollfd", l_pollfd},
       {"to_world", l_to_world},
       {"from_world", l_from_world},
       {"print", l_print},

@@ -28,11 +28,41 @@ void perigee__push_module(lua_State *L) {
   }
 }
 
-/* perigee.step(): run the callbacks that are ready; true when there were any */
+/* perigee.step([seconds]): run the callbacks that are ready; whether there were any, and how many */
 static int l_step(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
-  perigee__lthread *t = perigee__lthread_here(interp, L);
-  lua_pushboolean(L, perigee__ready_drain(interp, t, L));
+  int64_t ns = lua_isnoneornil(L, 1) ? 0 : perigee__seconds_arg(L, 1, "step", 1, true);
+  size_t ran;
+  perigee__pollfd_let_in(interp, L);
+  perigee__check(L, perigee__host_step(interp, L, ns, &ran));
+  lua_pushboolean(L, ran > 0);
+  lua_pushinteger(L, (lua_Integer)ran);
+  return 2;
+}
+
+/* perigee.pollfd(): a descriptor that is readable while step has something to do; pollfd(false): it is polled no more */
+static int l_pollfd(lua_State *L) {
+  perigee_interp *interp = perigee__interp_here(L);
+  if (!lua_isnoneornil(L, 1)) {
+    luaL_checktype(L, 1, LUA_TBOOLEAN);
+    if (!lua_toboolean(L, 1)) {
+      perigee_interp_pollfd_end(interp);
+      return 0;
+    }
+  }
+  int fd;
+  perigee__check(L, perigee__pollfd_open(interp, true, &fd));
+  lua_pushinteger(L, fd);
+  return 1;
+}
+
+/* perigee.timeout(): seconds after which step wants to be called whatever the descriptor says; nil: never */
+static int l_timeout(lua_State *L) {
+  int64_t ns = perigee_interp_timeout(perigee__interp_here(L));
+  if (ns == PERIGEE_TIMEOUT_NONE)
+    lua_pushnil(L);
+  else
+    lua_pushnumber(L, (double)ns / 1e9);
   return 1;
 }
 
@@ -143,8 +173,8 @@ int luaopen_perigee_core(lua_State *L) {
   lua_pop(L, 1);
   stay_loaded();
   static const luaL_Reg functions[] = {
-      {"clock", l_clock}, {"sleep", l_sleep}, {"step", l_step},
-      {"ops", l_ops},     {"stats", l_stats}, {NULL, NULL},
+      {"clock", l_clock},     {"sleep", l_sleep}, {"step", l_step},   {"pollfd", l_pollfd},
+      {"timeout", l_timeout}, {"ops", l_ops},     {"stats", l_stats}, {NULL, NULL},
   };
   lua_newtable(L);
   perigee__functions_add(L, functions);

@@ -2,7 +2,8 @@
  * What waits to be run in an interpreter: callbacks of works, and the threads that run them.
  *
  * Who runs the queue: a thread that waits in this interpreter (it comes out of its wait for it); a thread that starts to
- * wait; perigee.step(); and the dispatcher, a thread that exists only once something was queued while nobody waited.
+ * wait; perigee.step(); and the dispatcher, a thread that exists only once something was queued while nobody waited. The
+ * dispatcher rests while a foreign loop drives the interpreter (pollfd.c): that calls step.
  * Oldest first, one at a time per interpreter (`draining`), never inside the call that queued.
  */
 #include <limits.h>
@@ -17,6 +18,11 @@
 /* Deep enough for an override in a callback: Lua's C stack limit (200 levels) at about 1 KiB each, and the group's frames. */
 #define DISPATCHER_STACK ((size_t)1 << 20)
 
+enum {
+  STEP_MAX =
+      1000 /* items per step: callbacks that queue callbacks must not keep a loop from its other work */
+};
+
 static void *dispatcher_main(void *arg) {
   perigee_interp *interp = arg;
   uint32_t seen = 0;
@@ -27,10 +33,13 @@ static void *dispatcher_main(void *arg) {
       continue;
     }
     seen = now;
+    if (atomic_load_explicit(&interp->driven, memory_order_relaxed))
+      continue;
     perigee__lthread *t;
     if (perigee__enter(interp, PERIGEE_NEVER, "callbacks of works", true, &t) < 0)
       continue; /* closing: stop comes next */
-    perigee__ready_drain(interp, t, perigee__lthread_state(t));
+    if (!atomic_load_explicit(&interp->driven, memory_order_relaxed))
+      perigee__ready_drain(interp, t, perigee__lthread_state(t));
     perigee__leave(interp, t);
   }
   perigee__interp_unref(interp);
@@ -65,31 +74,31 @@ static perigee_work *wake_one_locked(perigee_interp *interp, bool *handled_p) {
   return perigee_work_ref(chosen->work);
 }
 
-void perigee__ready_push(perigee_interp *interp, perigee__ready *item) {
-  perigee__lock(&interp->ready_lock);
-  if (atomic_load_explicit(&interp->state, memory_order_relaxed) == PERIGEE_INTERP_CLOSED) {
-    perigee__unlock(&interp->ready_lock);
-    item->drop(item);
+/* ready_lock held; started: in case there is none yet. */
+static void start_dispatcher_locked(perigee_interp *interp) {
+  if (interp->dispatcher_started ||
+      atomic_load_explicit(&interp->state, memory_order_relaxed) != PERIGEE_INTERP_OPEN)
     return;
+  /* the thread's: it may outlive a close that does not get it to end in time */
+  perigee__interp_ref(interp);
+  int rc = perigee__thread_start(&interp->dispatcher, "pg-lua", DISPATCHER_STACK, dispatcher_main,
+                                 interp);
+  interp->dispatcher_started = rc == 0;
+  if (rc < 0) {
+    perigee__log(PERIGEE_LOG_ERROR, "cannot start the thread that runs callbacks: %s",
+                 perigee_strerror(rc));
+    perigee__interp_unref(interp); /* not the last: the caller holds one */
   }
-  perigee__list_append(&interp->ready, &item->node);
-  atomic_fetch_add_explicit(&interp->ready_count, 1, memory_order_relaxed);
+}
+
+/* ready_lock held on entry, given up here: see that somebody runs the queue. */
+static void announce_and_unlock(perigee_interp *interp) PERIGEE_RELEASES(interp->ready_lock) {
   bool handled;
   perigee_work *work = wake_one_locked(interp, &handled);
-  bool start = !handled && !interp->dispatcher_started &&
-               atomic_load_explicit(&interp->state, memory_order_relaxed) == PERIGEE_INTERP_OPEN;
-  if (start) {
-    perigee__interp_ref(
-        interp); /* the thread's: it may outlive a close that does not get it to end in time */
-    int rc = perigee__thread_start(&interp->dispatcher, "pg-lua", DISPATCHER_STACK, dispatcher_main,
-                                   interp);
-    interp->dispatcher_started = rc == 0;
-    if (rc < 0) {
-      perigee__log(PERIGEE_LOG_ERROR, "cannot start the thread that runs callbacks: %s",
-                   perigee_strerror(rc));
-      perigee__interp_unref(interp); /* not the last: the caller holds one */
-    }
-  }
+  if (atomic_load_explicit(&interp->driven, memory_order_relaxed))
+    handled = true; /* event_fd tells the loop */
+  if (!handled)
+    start_dispatcher_locked(interp);
   perigee__unlock(&interp->ready_lock);
   if (work != NULL) {
     perigee_work_interrupt(work);
@@ -100,6 +109,27 @@ void perigee__ready_push(perigee_interp *interp, perigee__ready *item) {
     atomic_fetch_add(&interp->dispatch, 1);
     perigee__futex_wake(&interp->dispatch, 1, false);
   }
+}
+
+void perigee__ready_announce(perigee_interp *interp) {
+  perigee__lock(&interp->ready_lock);
+  if (perigee__list_empty(&interp->ready))
+    perigee__unlock(&interp->ready_lock);
+  else
+    announce_and_unlock(interp);
+}
+
+void perigee__ready_push(perigee_interp *interp, perigee__ready *item) {
+  perigee__lock(&interp->ready_lock);
+  if (atomic_load_explicit(&interp->state, memory_order_relaxed) == PERIGEE_INTERP_CLOSED) {
+    perigee__unlock(&interp->ready_lock);
+    item->drop(item);
+    return;
+  }
+  perigee__list_append(&interp->ready, &item->node);
+  atomic_fetch_add_explicit(&interp->ready_count, 1, memory_order_relaxed);
+  perigee__pollfd_update_locked(interp);
+  announce_and_unlock(interp);
 }
 
 void perigee__ready_push_own(perigee_interp *interp, perigee__lthread *t, perigee__ready *item) {
@@ -116,14 +146,15 @@ static perigee__ready *pop(perigee_interp *interp) {
     item = PERIGEE_CONTAINER_OF(interp->ready.next, perigee__ready, node);
     perigee__list_remove(&item->node);
     atomic_fetch_sub_explicit(&interp->ready_count, 1, memory_order_relaxed);
+    perigee__pollfd_update_locked(interp);
   }
   perigee__unlock(&interp->ready_lock);
   return item;
 }
 
-bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State *L) {
+size_t perigee__ready_run(perigee_interp *interp, perigee__lthread *t, lua_State *L, size_t limit) {
   if (interp->draining || atomic_load_explicit(&interp->ready_count, memory_order_relaxed) == 0)
-    return false;
+    return 0;
   interp->draining = true;
   t->callbacks++;
   uint64_t seq = t->seq;
@@ -131,7 +162,8 @@ bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State
   t->seq = 0;
   t->defer_for = NULL;
   bool mine = true;
-  for (perigee__ready *item; mine && (item = pop(interp)) != NULL;) {
+  size_t ran = 0;
+  for (perigee__ready *item; mine && ran < limit && (item = pop(interp)) != NULL; ran++) {
     if (!item->may_wait) {
       item->run(t, L, item);
       continue;
@@ -149,7 +181,15 @@ bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State
   t->callbacks--;
   if (mine)
     interp->draining = false;
-  return true;
+  if (PERIGEE_UNLIKELY(interp->event_hushed))
+    perigee__pollfd_unhush(interp);
+  if (PERIGEE_UNLIKELY(ran == limit)) /* others may have come out of their waits for what is left */
+    perigee__ready_announce(interp);
+  return ran;
+}
+
+bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State *L) {
+  return perigee__ready_run(interp, t, L, SIZE_MAX) > 0;
 }
 
 void perigee__ready_drop_all(perigee_interp *interp) {
@@ -318,4 +358,38 @@ int perigee__host_wait(perigee_interp *interp, lua_State *L, perigee_work *work,
   waiter_remove(interp, t, &w);
   perigee_work_unref(work);
   return rc;
+}
+
+int perigee__host_step(perigee_interp *interp, lua_State *L, int64_t timeout_ns, size_t *ran_p) {
+  perigee__lthread *t = perigee__lthread_here(interp, L);
+  size_t ran = perigee__ready_run(interp, t, L, STEP_MAX);
+  *ran_p = ran;
+  if (ran == 0 && interp->draining)
+    perigee__pollfd_hush(interp); /* nothing for a loop to do until the thread at it comes back */
+  if (ran > 0 || timeout_ns == 0)
+    return 0;
+  if (t->callbacks > 0)
+    return perigee__fail(PERIGEE_EDEADLK, "a callback must not wait for other callbacks");
+  perigee_work *never;
+  PERIGEE_TRY(perigee_future_create(NULL, NULL, PERIGEE_NEVER, &never));
+  int64_t deadline_ns = perigee__deadline_in(timeout_ns);
+  perigee__waiter w;
+  waiter_add(interp, t, &w, never);
+  int rc = 1;
+  while (rc == 1 && (ran = perigee__ready_run(interp, t, L, STEP_MAX)) == 0) {
+    perigee__gap gap;
+    perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
+    rc = wait_outside(&w, deadline_ns, timeout_ns);
+    perigee__gap_close(interp, &gap);
+    atomic_store_explicit(&w.interrupt, 0, memory_order_relaxed);
+    if (rc == 1 && closing(interp) < 0)
+      rc = PERIGEE_ECLOSED;
+  }
+  waiter_remove(interp, t, &w);
+  perigee_work_unref(never);
+  /* What came as the time ran out, and found this thread waiting for it. */
+  if (rc == PERIGEE_EAGAIN)
+    ran = perigee__ready_run(interp, t, L, STEP_MAX);
+  *ran_p = ran;
+  return rc == 1 || rc == PERIGEE_EAGAIN ? 0 : rc;
 }
