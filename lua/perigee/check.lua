@@ -1,6 +1,7 @@
 -- The conformance suite of backends: every operation on every dtype, at several sizes and numbers of ranks, blocking
 -- and asynchronous, compared with the definition as perigee.sim computes it without the backend.
 local perigee = require "perigee"
+local blame = require "perigee.sim.blame"
 local call = require "perigee.sim.call"
 local sim = require "perigee.sim"
 
@@ -315,8 +316,9 @@ local function one(backend, opts, c)
   local failure = { op = base_of(c.name), case = c.name, dtype = c.dtype, size = c.len, ranks = c.n, async = c.async,
     redop = c.redop, where = where(c) }
   if not ok then
-    failure.error, failure.text = got, "raises: " .. tostring(got)
-    if type(got) == "table" then failure.rank, failure.traceback = got.rank, got.traceback end
+    local text, traceback = blame.split(tostring(got))
+    failure.error, failure.text, failure.traceback = got, "raises: " .. text, traceback
+    if type(got) == "table" then failure.rank, failure.traceback = got.rank, got.traceback or traceback end
     return failure
   end
   failure.rank, failure.text = compare(opts, c, got, want)

@@ -939,16 +939,17 @@ function LuvHandle:stop() end
 local testing = {}
 
 ---@class perigee.RanksOptions
----@field timeout? number # of the whole run, and of operations; 30
+---@field timeout? number # seconds from when the groups are open: of the whole run, and of each operation; 30
 ---@field backend? string|table # a stack, or a backend table (over native)
 ---@field name? string # of the group; "world"
 ---@field options? perigee.LayerOptions
 
 ---Run fn(group) on n ranks, which are threads of this Lua state: they take turns, so closures, upvalues and asserts
----just work. Returns what fn returned, per rank. The first error of a rank aborts the others and is raised here: a text
----with "[rank r] " in front, an object with the field rank. When the time is over the ranks are ended: ETIMEDOUT,
----`ranks` are those that had not returned. Groups are closed and threads joined at the end; subgroups that fn makes are
----fn's to close.
+---just work. Returns what fn returned, per rank. The first error of a rank is raised here: a text with "[rank r] " in
+---front and the rank's traceback behind (failures of asserts have it in their message), an object with the field rank.
+---It ends the others: all groups they have made are aborted, sleep, step and waits for works raise EABORTED, and who
+---computes on for a second is stopped. When the time is over all ranks are ended so: ETIMEDOUT, `ranks` are those that
+---had not returned. Groups are closed and threads joined at the end; subgroups that fn makes are fn's to close.
 ---@param n integer
 ---@param fn fun(group: perigee.Group): any
 ---@param opts? perigee.RanksOptions

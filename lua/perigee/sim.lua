@@ -51,7 +51,9 @@ function sim.run(n, fn, opts)
   for rank = 0, n - 1 do
     world:start(rank, function()
       local group = Group.new(comm, rank, stack, has_bottom, text, opts.timeout)
-      local result = table.pack(xpcall(fn, blame.traced, group))
+      local handler, trace = blame.handler()
+      local result = table.pack(xpcall(fn, handler, group))
+      world.traces[rank] = trace()
       for _, layer in ipairs(group.instances) do
         if not group:is_closed() and layer.self.close then layer.self:close() end
       end
@@ -62,7 +64,8 @@ function sim.run(n, fn, opts)
   world:run()
   world.over = true
   local first = world.first
-  if first then error(first.rank and blame.with_rank(first.err, first.rank) or first.err, 0) end
+  if first then error(first.rank and blame.with_rank(first.err, first.rank, world.traces[first.rank])
+    or first.err, 0) end
   return world.results
 end
 

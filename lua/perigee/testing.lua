@@ -45,30 +45,28 @@ function testing.ranks(n, fn, opts)
   local backend = opts.backend and require "perigee.sim.layers".register(opts.backend, "native")
   local groups = native.groups(n, backend, opts.name, seconds, opts.options)
   local results, state = { n = n }, {}
-  local failed, first, culprit = false, nil, nil
-
-  local function abort_all(reason)
-    for i = 1, n do pcall(groups[i].abort, groups[i], reason) end
-  end
+  local failed, first, culprit, trace = false, nil, nil, nil
+  local run, started
 
   -- On the rank's thread. All ranks take turns under one mutex: the first to come here is the first cause.
   local function body(i)
-    local ok, value = xpcall(fn, blame.traced, groups[i])
+    local handler, traceback = blame.handler()
+    local ok, value = xpcall(fn, handler, groups[i])
     if ok then
       results[i], state[i] = value, "done"
       return
     end
     state[i] = "failed"
     if failed then return end
-    failed, first, culprit = true, value, i - 1
-    abort_all(blame.reason(value, i - 1))
+    failed, first, culprit, trace = true, value, i - 1, traceback()
+    run:stop(blame.reason(value, i - 1))
   end
 
-  local run, started = native.start(n, body, seconds)
+  run, started = native.start(n, body, seconds, groups)
   local late
   if started < n then
     failed, first = true, perigee.error("ELIMIT", ("only %d of %d threads could be started"):format(started, n))
-    abort_all "some ranks could not be started"
+    run:stop "some ranks could not be started"
   end
   if not run:wait(seconds) then
     late = list_of(state, n, nil)
@@ -77,7 +75,7 @@ function testing.ranks(n, fn, opts)
       failed, first = true, perigee.error("ETIMEDOUT",
         ("testing.ranks: timed out after %g s, ranks %s had not returned"):format(seconds, names), { ranks = late })
     end
-    abort_all(("testing.ranks: timed out after %g s"):format(seconds))
+    run:stop(("testing.ranks: timed out after %g s"):format(seconds))
     if not run:wait(GRACE) then
       io.stderr:write(("testing.ranks: ranks %s do not end and are left behind\n"):format(
         table.concat(list_of(state, n, nil), ",")))
@@ -87,7 +85,7 @@ function testing.ranks(n, fn, opts)
     local ok, err = pcall(groups[i].close, groups[i])
     if not ok and not failed then failed, first, culprit = true, err, i - 1 end
   end
-  if failed then error(culprit and blame.with_rank(first, culprit) or first, 0) end
+  if failed then error(culprit and blame.with_rank(first, culprit, trace) or first, 0) end
   return results
 end
 

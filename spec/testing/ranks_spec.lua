@@ -110,9 +110,94 @@ describe("perigee.testing.ranks", function()
       if not ok and g.rank == 0 then aborted = err end
       g:barrier()
     end)
-    assert.equal("[rank 1] boom", e)
+    assert.matches("^%[rank 1%] boom\nstack traceback of rank 1:\n", e)
     assert.equal("EABORTED", aborted.code)
     assert.matches("rank 1 raised: boom", tostring(aborted))
+  end)
+
+  it("shows where the culprit raised, and nothing else", function()
+    local function deep() error "here" end
+    local e = raised(testing.ranks, 2, function(g)
+      if g.rank == 1 then deep() end
+      g:barrier()
+    end)
+    local at = debug.getinfo(1, "l").currentline
+    local lines = {}
+    for line in e:gmatch "[^\n]+" do lines[#lines + 1] = line end
+    assert.matches("^%[rank 1%] .*ranks_spec%.lua:" .. at - 5 .. ": here$", lines[1])
+    assert.equal("stack traceback of rank 1:", lines[2])
+    assert.matches("^\t.*ranks_spec%.lua:" .. at - 5 .. ": in ", lines[3])
+    assert.matches("^\t.*ranks_spec%.lua:" .. at - 3 .. ": in ", lines[4])
+    assert.equal(4, #lines)
+    e = raised(testing.sim, 2, function(g)
+      if g.rank == 1 then deep() end
+      g:barrier()
+    end)
+    assert.matches("stack traceback of rank 1:\n\t[^\n]*: in [^\n]*\n\t[^\n]*: in [^\n]*$", e)
+    e = raised(testing.ranks, 1, function() assert.is_true(false) end)
+    assert.matches("stack traceback of rank 0:\n\t[^\n]*ranks_spec%.lua:" .. at + 13 .. ": in [^\n]*$", e.message)
+  end)
+
+  it("ends what other ranks wait for: subgroups, works, futures, messages, sleep", function()
+    local codes, start = {}, perigee.clock()
+    local never = perigee.future()
+    local e = raised(testing.ranks, 7, function(g)
+      local half = g:split(g.rank % 2)
+      local quarter = g.rank < 6 and half:subgroup(g.rank % 2 == 0 and { 0, 1 } or { 0 })
+      local t = perigee.zeros("f32", 1)
+      g:barrier()
+      if g.rank == 6 then
+        perigee.sleep(0.05) -- the others are about to wait
+        error("boom", 0)
+      end
+      local ok, err = pcall(({
+        [0] = function() half:barrier() end,
+        [1] = function() perigee.sleep(60) end,
+        [2] = function() quarter:recv(t, 0) end,
+        [3] = function() half:allreduce(t, { async = true }):wait() end,
+        [4] = function() never:wait() end,
+        [5] = function() perigee.step(60) end,
+      })[g.rank])
+      codes[g.rank] = ok and "nothing" or err.code .. ": " .. err.message
+      -- what comes later ends at once, too
+      for _, wait in ipairs { perigee.sleep, perigee.step } do
+        local _, later = pcall(wait, 60)
+        assert(later.code == "EABORTED", later)
+      end
+    end, { timeout = 60 })
+    assert.matches("^%[rank 6%] boom", e)
+    for rank = 0, 5 do assert.matches("^EABORTED: .*rank 6 raised: boom", codes[rank]) end
+    assert.is_true(perigee.clock() - start < 30)
+    assert.is_false(never:is_completed())
+  end)
+
+  it("ends groups that are made while it ends", function()
+    local codes = {}
+    raised(testing.ranks, 2, function(g)
+      if g.rank == 1 then error "boom" end
+      pcall(perigee.sleep, 60)
+      local own = perigee.init { rank = 0, size = 1 }
+      codes[1] = select(2, pcall(own.barrier, own)).code
+      own:close()
+    end)
+    assert.same({ "EABORTED" }, codes)
+  end)
+
+  it("ends a rank that computes for ever when another one fails", function()
+    local e = raised(testing.ranks, 2, function(g)
+      if g.rank == 1 then error("boom", 0) end
+      pcall(g.barrier, g)
+      while true do end -- luacheck: ignore 542
+    end, { timeout = 3600 })
+    assert.matches("^%[rank 1%] boom", e)
+  end)
+
+  it("ends a rank that sleeps when the time is over", function()
+    local e = raised(testing.ranks, 2, function(g)
+      if g.rank == 1 then perigee.sleep(3600) end
+    end, { timeout = 0.1 })
+    assert.equal("ETIMEDOUT", e.code)
+    assert.same({ 1 }, e.ranks)
   end)
 
   it("keeps error objects, and adds the rank", function()

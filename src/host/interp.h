@@ -44,6 +44,12 @@ typedef enum perigee__interp_state {
   PERIGEE_INTERP_CLOSED   /* the lua_State is gone, or about to go */
 } perigee__interp_state;
 
+/* Ends what threads wait for; set at most once (ltesting.c). */
+typedef struct perigee__stop {
+  _Atomic uint32_t set; /* futex word; released after the reason, which then stays */
+  char reason[240];
+} perigee__stop;
+
 /* One OS thread in one interpreter. Fields without a note: the OS thread itself only. */
 typedef struct perigee__lthread {
   perigee__node node;            /* in interp->threads; under records_lock */
@@ -65,6 +71,7 @@ typedef struct perigee__lthread {
   void *defer_for;  /* the layer whose synchronous override runs here, or NULL (deferred.h) */
   struct perigee__deferred *deferred; /* what it holds back; one reference */
   struct perigee__lbatch *batches; /* coalescings it is inside of, innermost first (lcoalesce.c) */
+  perigee__stop *stop; /* ends its waits for works, and its sleep; NULL: nothing does */
 } perigee__lthread;
 
 /* What the ready queue holds. It is embedded in the thing to be run. */
@@ -184,6 +191,11 @@ void perigee__leave(perigee_interp *interp, perigee__lthread *t);
 static inline lua_State *perigee__lthread_state(const perigee__lthread *t) {
   return t->current != NULL ? t->current : t->home;
 }
+
+/** EABORTED with the reason when t's stop is set, else 0. */
+int perigee__lthread_stopped(const perigee__lthread *t);
+/** Outside (in a gap of t's thread): sleep so long. EABORTED as soon as t's stop is set. */
+int perigee__lthread_sleep(perigee__lthread *t, int64_t ns);
 
 /** A stretch in which a thread that is inside has given the interpreter up. */
 typedef struct perigee__gap {

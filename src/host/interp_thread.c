@@ -136,6 +136,27 @@ static perigee__lthread *record_create(perigee_interp *interp, lua_State *home) 
   return t;
 }
 
+int perigee__lthread_stopped(const perigee__lthread *t) {
+  /* acquire: pairs with the release of whoever stops it; the reason is there then */
+  if (PERIGEE_LIKELY(t->stop == NULL ||
+                     atomic_load_explicit(&t->stop->set, memory_order_acquire) == 0))
+    return 0;
+  return perigee__fail(PERIGEE_EABORTED, "%s", t->stop->reason);
+}
+
+int perigee__lthread_sleep(perigee__lthread *t, int64_t ns) {
+  if (t->stop == NULL) {
+    perigee__sleep_ns(ns);
+    return 0;
+  }
+  int64_t until = perigee__deadline_in(ns);
+  while (!perigee__passed(until)) {
+    PERIGEE_TRY(perigee__lthread_stopped(t));
+    perigee__futex_wait(&t->stop->set, 0, until, false);
+  }
+  return 0;
+}
+
 void perigee__lthreads_detach(perigee_interp *interp) {
   perigee__lock(&records_lock);
   PERIGEE_LIST_EACH_SAFE(it, tmp, &interp->threads) {

@@ -10,6 +10,7 @@
 #include "host/lerror.h"
 #include "host/lshared.h"
 #include "host/lstore.h"
+#include "host/ltesting.h"
 
 perigee__lgroup *perigee__lgroup_self(lua_State *L, const char *method) {
   perigee__lgroup *g = perigee__object_self(L, &perigee__type_group, method);
@@ -120,6 +121,7 @@ static int l_init(lua_State *L) {
     opts.layer_options->unref(opts.layer_options);
   perigee__gap_close(interp, &gap);
   perigee__check(L, rc);
+  perigee__ltesting_note_group(L, group);
   return 1;
 }
 
@@ -173,6 +175,7 @@ static int push_group(lua_State *L, perigee__lgroup *g, int rc, perigee_group *g
     return 1;
   }
   perigee__lgroup_set(g, group);
+  perigee__ltesting_note_group(L, group);
   return 1;
 }
 

@@ -78,8 +78,9 @@ static int l_sleep(lua_State *L) {
   int64_t ns = perigee__seconds_arg(L, 1, "sleep", 1, true);
   perigee__gap gap;
   perigee__gap_open(interp, L, &gap);
-  perigee__sleep_ns(ns);
+  int rc = perigee__lthread_sleep(gap.t, ns);
   perigee__gap_close(interp, &gap);
+  perigee__check(L, rc);
   return 0;
 }
 

@@ -2,12 +2,15 @@
  * Ranks as OS threads of one Lua state, for perigee.testing.
  *
  * A run owns n threads; each enters the interpreter and calls body(i) once. The starting thread gives the interpreter up while it
- * waits. When the run's time is over a count hook raises in every rank that runs Lua at that moment, so that a loop without end
- * gives the interpreter back; ranks that wait are ended by the script, which aborts their groups.
+ * waits. A run that is stopped, because a rank failed or the time is over, aborts every group that its ranks have made (the world,
+ * and what they split from it) and ends their sleeps and their waits for works. A count hook raises in every rank that still runs
+ * Lua COMPUTE_NS later, or when the time is over, so that a loop without end gives the interpreter back.
  */
 #include "host/ltesting.h"
 
+#include <limits.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <perigee/group.h>
@@ -25,14 +28,17 @@
 
 #define RANKS_MAX 256
 #define HOOK_EVERY 10000 /* instructions of Lua between two looks at the clock */
+#define COMPUTE_NS PERIGEE_NS_PER_SEC
 #define STACK_BYTES (size_t)(1 << 20)
 
 typedef struct run {
-  _Atomic uint32_t refs;    /* the object and each thread */
-  _Atomic uint32_t running; /* threads that have not ended; futex word */
-  perigee_interp *interp;   /* counted */
-  perigee__luaref *body;    /* dropped by the last owner */
-  int64_t deadline_ns;
+  _Atomic uint32_t refs;       /* the object and each thread */
+  _Atomic uint32_t running;    /* threads that have not ended; futex word */
+  perigee_interp *interp;      /* counted */
+  perigee__luaref *body;       /* dropped by the last owner */
+  perigee__luaref *groups;     /* set of the groups of its ranks, weak; as body */
+  perigee__stop stop;          /* set under the interpreter's mutex */
+  _Atomic int64_t deadline_ns; /* of computing; relaxed */
   int n;
   pthread_t threads[RANKS_MAX]; /* the object's */
   struct rank {
@@ -48,13 +54,14 @@ typedef struct lrun {
 static const perigee__type type_run = {"run", "perigee.testing.Run"};
 
 /* What this OS thread runs: coroutines inherit the hook and may outlive the rank. */
-static _Thread_local const run *my_run;
+static _Thread_local run *my_run;
 
 static void run_unref(run *r) {
   /* acq_rel: the last owner sees what the others wrote */
   if (atomic_fetch_sub_explicit(&r->refs, 1, memory_order_acq_rel) != 1)
     return;
   perigee__luaref_drop(r->body);
+  perigee__luaref_drop(r->groups);
   perigee__interp_unref(r->interp);
   free(r);
 }
@@ -63,8 +70,13 @@ static void run_unref(run *r) {
 
 static void on_count(lua_State *L, lua_Debug *ar) {
   (void)ar;
-  if (my_run != NULL && perigee__passed(my_run->deadline_ns))
-    perigee__raise(L, PERIGEE_ETIMEDOUT, "stopped: the time of testing.ranks is over");
+  if (my_run == NULL ||
+      !perigee__passed(atomic_load_explicit(&my_run->deadline_ns, memory_order_relaxed)))
+    return;
+  if (atomic_load_explicit(&my_run->stop.set, memory_order_acquire) !=
+      0) /* as in lthread_stopped */
+    perigee__raise(L, PERIGEE_EABORTED, "stopped: %s", my_run->stop.reason);
+  perigee__raise(L, PERIGEE_ETIMEDOUT, "stopped: the time of testing.ranks is over");
 }
 
 static int rank_body(lua_State *L) {
@@ -84,9 +96,11 @@ static void *rank_main(void *arg) {
     lua_State *L = perigee__lthread_state(t);
     perigee_error error;
     my_run = r;
+    t->stop = &r->stop;
     lua_sethook(L, on_count, LUA_MASKCOUNT, HOOK_EVERY);
     rc = perigee__protect(L, rank_body, rank, &error);
     lua_sethook(L, NULL, 0, 0); /* the Lua thread is used again by others */
+    t->stop = NULL;
     my_run = NULL;
     if (rc < 0) /* the body catches what the user's function raises */
       perigee__log(PERIGEE_LOG_ERROR, "rank %d of perigee.testing: %s", rank->index - 1,
@@ -115,6 +129,78 @@ static bool wait_for_ranks(run *r, int64_t deadline_ns) {
   for (int i = 0; i < r->n; i++)
     pthread_join(r->threads[i], NULL);
   return true;
+}
+
+/* ---- run:stop(reason) ------------------------------------------------------------------------------ */
+
+static void abort_groups(perigee_group **groups, size_t n, const char *reason) {
+  for (size_t i = 0; i < n; i++) {
+    (void)perigee_group_abort(groups[i], reason); /* it may be closed */
+    perigee_group_unref(groups[i]);
+  }
+}
+
+void perigee__ltesting_note_group(lua_State *L, perigee_group *group) {
+  run *r = my_run;
+  if (r == NULL)
+    return;
+  lua_rawgeti(L, LUA_REGISTRYINDEX, r->groups->ref);
+  lua_pushvalue(L, -2);
+  lua_pushboolean(L, 1);
+  lua_rawset(L, -3);
+  lua_pop(L, 1);
+  /* Its rank was on the way here when the run was stopped. */
+  if (perigee__lthread_stopped(perigee__lthread_here(r->interp, L)) == 0)
+    return;
+  perigee__gap gap;
+  perigee__gap_open(r->interp, L, &gap);
+  (void)perigee_group_abort(group, r->stop.reason);
+  perigee__gap_close(r->interp, &gap);
+}
+
+/* [-1, +1, m] The table on top becomes a block of its keys' groups, each with a reference. */
+static perigee_group **groups_of(lua_State *L, size_t *n_p) {
+  size_t n = 0;
+  for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1))
+    n++;
+  perigee_group **list = lua_newuserdatauv(L, (n + 1) * sizeof(perigee_group *), 0);
+  lua_insert(L, -2);
+  n = 0;
+  for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
+    const perigee__lgroup *g = perigee__object_get(L, -2, &perigee__type_group);
+    if (g != NULL && g->box.ptr != NULL)
+      list[n++] = perigee_group_ref(g->box.ptr);
+  }
+  lua_pop(L, 1);
+  *n_p = n;
+  return list;
+}
+
+/* run:stop(reason): end what its ranks wait for. The first reason counts. */
+static int l_stop(lua_State *L) {
+  perigee_interp *interp = perigee__interp_here(L);
+  lrun *object = perigee__object_self(L, &type_run, "stop");
+  const char *reason = luaL_checkstring(L, 2);
+  run *r = object->box.ptr;
+  if (r == NULL || r->stop.reason[0] != '\0')
+    return 0;
+  snprintf(r->stop.reason, sizeof(r->stop.reason), "%s", reason);
+  int64_t end = perigee__deadline_in(COMPUTE_NS);
+  if (end < atomic_load_explicit(&r->deadline_ns, memory_order_relaxed))
+    atomic_store_explicit(&r->deadline_ns, end, memory_order_relaxed);
+  lua_rawgeti(L, LUA_REGISTRYINDEX, r->groups->ref);
+  size_t n;
+  perigee_group **groups = groups_of(L, &n);
+  /* release: pairs with the acquire in perigee__lthread_stopped. Before the gap: groups made from now on are aborted as they come. */
+  atomic_store_explicit(&r->stop.set, 1, memory_order_release);
+  perigee__gap gap;
+  perigee__gap_open(interp, L, &gap);
+  abort_groups(groups, n,
+               r->stop.reason); /* first: errors of operations say more than those of waits */
+  perigee__futex_wake(&r->stop.set, INT_MAX, false);
+  perigee__waiters_wake(interp);
+  perigee__gap_close(interp, &gap);
+  return 0;
 }
 
 /* run:wait(seconds): true when every rank has ended, and its thread with it */
@@ -150,28 +236,43 @@ static int l_gc(lua_State *L) {
   return 0;
 }
 
-/* _testing.start(n, body, seconds): n threads that call body(1 .. n); after the seconds they are stopped */
+/* [-0, +0, m] The set of groups, with those of the list at index. */
+static perigee__luaref *group_set_create(lua_State *L, perigee_interp *interp, int index) {
+  lua_newtable(L);
+  lua_createtable(L, 0, 1);
+  lua_pushliteral(L, "k");
+  lua_setfield(L, -2, "__mode");
+  lua_setmetatable(L, -2);
+  for (lua_Integer i = 1; lua_rawgeti(L, index, i) != LUA_TNIL; i++) {
+    lua_pushboolean(L, 1);
+    lua_rawset(L, -3);
+  }
+  lua_pop(L, 1);
+  return perigee__luaref_create(interp, L);
+}
+
+/* _testing.start(n, body, seconds, groups): n threads that call body(1 .. n); after the seconds they may not compute any more */
 static int l_start(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
   lua_Integer n = luaL_checkinteger(L, 1);
   luaL_argcheck(L, n >= 1 && n <= RANKS_MAX, 1, "ranks: 1 to 256 expected");
   luaL_checktype(L, 2, LUA_TFUNCTION);
   int64_t ns = perigee__seconds_arg(L, 3, "start", 3, false);
+  luaL_checktype(L, 4, LUA_TTABLE);
   lrun *object = perigee__object_new(L, &type_run, sizeof(*object), 0);
-  lua_pushvalue(L, 2);
-  perigee__luaref *body = perigee__luaref_create(interp, L);
   run *r = perigee__calloc(1, sizeof(*r));
-  if (r == NULL) {
-    perigee__luaref_drop(body);
+  if (r == NULL)
     perigee__raise(L, PERIGEE_ENOMEM, "no memory for %d ranks", (int)n);
-  }
   atomic_init(&r->refs, 1);
   atomic_init(&r->running, 0);
+  atomic_init(&r->stop.set, 0);
   r->interp = interp;
   perigee__interp_ref(interp);
-  r->body = body;
-  r->deadline_ns = perigee__deadline_in(ns);
-  object->box.ptr = r;
+  object->box.ptr = r; /* frees all of it, whatever is raised */
+  lua_pushvalue(L, 2);
+  r->body = perigee__luaref_create(interp, L);
+  r->groups = group_set_create(L, interp, 4);
+  atomic_init(&r->deadline_ns, perigee__deadline_in(ns));
   for (; r->n < (int)n; r->n++) {
     struct rank *rank = &r->ranks[r->n];
     *rank = (struct rank){.run = r, .index = r->n + 1};
@@ -200,7 +301,6 @@ static int l_groups(lua_State *L) {
   opts.backend = luaL_optstring(L, 2, NULL);
   opts.name = luaL_optstring(L, 3, NULL);
   opts.timeout_ns = perigee__seconds_arg(L, 4, "groups", 4, false);
-  opts.init_timeout_ns = opts.timeout_ns;
   lua_settop(L, 5);
   lua_createtable(L, (int)n, 0);
   int list = lua_gettop(L);
@@ -267,7 +367,7 @@ static int l_reduce(lua_State *L) {
 
 void perigee__ltesting_open(lua_State *L) {
   static const luaL_Reg meta[] = {{"__gc", l_gc}, {NULL, NULL}};
-  static const luaL_Reg methods[] = {{"wait", l_wait}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {{"wait", l_wait}, {"stop", l_stop}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"start", l_start},
                                        {"groups", l_groups},
                                        {"backend_table", l_backend_table},

@@ -280,16 +280,18 @@ static int wait_outside(perigee__waiter *w, int64_t deadline_ns, int64_t timeout
   return perigee_work_wait_interruptible(w->work, left, (const uint32_t *)(void *)&w->interrupt);
 }
 
-static int closing(perigee_interp *interp) {
-  return atomic_load_explicit(&interp->state, memory_order_relaxed) == PERIGEE_INTERP_OPEN
-             ? 0
-             : perigee__fail(PERIGEE_ECLOSED, "the Lua interpreter is being closed");
+/* Whether a thread that waits for something else than the end of `work` is to give up. */
+static int may_go_on(perigee_interp *interp, const perigee__lthread *t, const perigee_work *work) {
+  if (atomic_load_explicit(&interp->state, memory_order_relaxed) != PERIGEE_INTERP_OPEN)
+    return perigee__fail(PERIGEE_ECLOSED, "the Lua interpreter is being closed");
+  return perigee_work_is_completed(work) ? 0 : perigee__lthread_stopped(t);
 }
 
 static int wait_inside(perigee_interp *interp, perigee__lthread *t, lua_State *L,
                        perigee__waiter *w, int64_t deadline_ns, int64_t timeout_ns) {
   for (;;) {
     perigee__ready_drain(interp, t, L);
+    PERIGEE_TRY(may_go_on(interp, t, w->work));
     perigee__gap gap;
     perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
     int rc = wait_outside(w, deadline_ns, timeout_ns);
@@ -303,7 +305,6 @@ static int wait_inside(perigee_interp *interp, perigee__lthread *t, lua_State *L
       perigee__ready_drain(interp, t, L);
       return rc < 0 ? perigee__fail_with(&error) : rc;
     }
-    PERIGEE_TRY(closing(interp));
   }
 }
 
@@ -316,10 +317,11 @@ static void drain_from_c(perigee_interp *interp) {
   perigee__leave(interp, t);
 }
 
-static int wait_from_c(perigee_interp *interp, perigee__waiter *w, int64_t deadline_ns,
-                       int64_t timeout_ns) {
+static int wait_from_c(perigee_interp *interp, const perigee__lthread *t, perigee__waiter *w,
+                       int64_t deadline_ns, int64_t timeout_ns) {
   drain_from_c(interp);
   for (;;) {
+    PERIGEE_TRY(may_go_on(interp, t, w->work));
     int rc = wait_outside(w, deadline_ns, timeout_ns);
     atomic_store_explicit(&w->interrupt, 0, memory_order_relaxed);
     perigee_error error;
@@ -328,7 +330,6 @@ static int wait_from_c(perigee_interp *interp, perigee__waiter *w, int64_t deadl
     drain_from_c(interp);
     if (rc != 1)
       return rc < 0 ? perigee__fail_with(&error) : rc;
-    PERIGEE_TRY(closing(interp));
   }
 }
 
@@ -354,7 +355,7 @@ int perigee__host_wait(perigee_interp *interp, lua_State *L, perigee_work *work,
   perigee_work_ref(work);
   waiter_add(interp, t, &w, work);
   int rc = L != NULL ? wait_inside(interp, t, L, &w, deadline_ns, timeout_ns)
-                     : wait_from_c(interp, &w, deadline_ns, timeout_ns);
+                     : wait_from_c(interp, t, &w, deadline_ns, timeout_ns);
   waiter_remove(interp, t, &w);
   perigee_work_unref(work);
   return rc;
@@ -377,13 +378,14 @@ int perigee__host_step(perigee_interp *interp, lua_State *L, int64_t timeout_ns,
   waiter_add(interp, t, &w, never);
   int rc = 1;
   while (rc == 1 && (ran = perigee__ready_run(interp, t, L, STEP_MAX)) == 0) {
+    rc = may_go_on(interp, t, never);
+    if (rc < 0)
+      break;
     perigee__gap gap;
     perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
     rc = wait_outside(&w, deadline_ns, timeout_ns);
     perigee__gap_close(interp, &gap);
     atomic_store_explicit(&w.interrupt, 0, memory_order_relaxed);
-    if (rc == 1 && closing(interp) < 0)
-      rc = PERIGEE_ECLOSED;
   }
   waiter_remove(interp, t, &w);
   perigee_work_unref(never);

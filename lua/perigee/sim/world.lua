@@ -17,7 +17,7 @@ local EXTERNAL_SECONDS = 1 -- real time that a work of the runtime gets when onl
 function World.new(n, opts)
   return setmetatable({
     n = n, opts = opts, co = {}, ended = {}, killed = {}, waiting = {}, results = { n = n },
-    state = (opts.seed or 0) * 2862933555777941757 + 3037000493, steps = 0, now = 0.0,
+    state = (opts.seed or 0) * 2862933555777941757 + 3037000493, steps = 0, now = 0.0, traces = {},
     max_steps = opts.max_steps or 1000000,
     callbacks = {}, delayed = {}, timed = {}, externals = {}, comms = {},
   }, World)
