@@ -43,8 +43,12 @@ function Record:open(opts)
     common.refuse(self, "option 'data': 'outputs', 'all' or 'none' expected, got '%s'", options.data)
   end
   self.data = options.data
-  os.execute("mkdir -p '" .. options.dir:gsub("'", "'\\''") .. "'")
-  self.writer = recording.create(self, recording.path(self, options.dir, "record"))
+  local path = recording.path(self, options.dir, "record")
+  self.writer = recording.create(self, path)
+  if not self.writer then -- a process is started for a folder that is not there, and for no other
+    os.execute("mkdir -p '" .. options.dir:gsub("'", "'\\''") .. "'")
+    self.writer = assert(recording.create(self, path))
+  end
   common.override(self, common.op_set(self, options.ops, common.names), make)
 end
 

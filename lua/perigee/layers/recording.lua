@@ -30,9 +30,10 @@ end
 local Writer = {}
 Writer.__index = Writer
 
---- A new file; raises when it cannot be made.
+--- A new file; nil and why when it cannot be made.
 function recording.create(self, path)
-  local file = assert(io.open(path, "wb"))
+  local file, why = io.open(path, "wb")
+  if not file then return nil, why end
   file:write(MAGIC, "\ngroup ", self.group_name, "\nrank ", self.rank, " of ", self.size, "\n")
   return setmetatable({ file = file, calls = 0 }, Writer)
 end
