@@ -317,6 +317,7 @@ static void dies_sending(member *m) {
   uint8_t *buf = bytes_new(m->me == 0 || m->me == VICTIM ? size : 0);
   perigee__xfer x = {0}, *list = &x;
   meet(m, 1);
+  gather_at(m, VICTIM);
   if (m->me == VICTIM) {
     until_step(job_of(m)->board, 0, 1);
     perigee__mesh_send(m->mesh, NULL, 0, key_of_tag(5), buf, size, 0, &x);
