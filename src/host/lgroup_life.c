@@ -8,6 +8,7 @@
 #include "host/lmethods.h"
 #include "host/lshared.h"
 #include "host/lstore.h"
+#include "host/ltesting.h"
 
 /* group:shutdown([{timeout =}]): orderly end */
 static int l_shutdown(lua_State *L) {
@@ -51,6 +52,7 @@ static int l_shrink(lua_State *L) {
   perigee__gap_close(interp, &gap);
   perigee__check(L, rc);
   perigee__lgroup_set(g, made);
+  perigee__ltesting_note_group(L, made);
   return 1;
 }
 
@@ -147,8 +149,10 @@ static int l_reconfigure(lua_State *L) {
     perigee_group_unref(made);
     perigee__raise(L, PERIGEE_ESTATE, "reconfigure: another thread reconfigures this group");
   }
-  if (made != NULL)
+  if (made != NULL) {
     replace(g, g->retired, made);
+    perigee__ltesting_note_group(L, made);
+  }
   lua_settop(L, 1);
   return 1;
 }
