@@ -71,7 +71,7 @@ typedef struct perigee__lthread {
   void *defer_for;  /* the layer whose synchronous override runs here, or NULL (deferred.h) */
   struct perigee__deferred *deferred; /* what it holds back; one reference */
   struct perigee__lbatch *batches; /* coalescings it is inside of, innermost first (lcoalesce.c) */
-  perigee__stop *stop; /* ends its waits for works, and its sleep; NULL: nothing does */
+  perigee__stop *stop;             /* ends its waits for works, and its sleep; NULL: nothing does */
 } perigee__lthread;
 
 /* What the ready queue holds. It is embedded in the thing to be run. */
