@@ -16,6 +16,8 @@
 #include "store.h"
 #include "work.h"
 
+#define PERIGEE_BACKEND_ABI 1 /* of perigee_backend_ops_v1 */
+
 typedef struct perigee_layer perigee_layer; /* one layer of one group */
 struct perigee_group;
 
@@ -85,7 +87,7 @@ typedef struct perigee_layer_info {
  */
 typedef struct perigee_backend_ops_v1 {
   uint32_t size; /* sizeof(perigee_backend_ops_v1) */
-  uint32_t abi;  /* 1 */
+  uint32_t abi;  /* PERIGEE_BACKEND_ABI */
 
   /** Make the state of one layer. May block up to the group's timeout. No locks. */
   int (*open)(void *backend, const perigee_layer_info *info, void **self_p);

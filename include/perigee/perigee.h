@@ -7,6 +7,7 @@
 #include "export.h"
 #include "group.h"
 #include "op.h"
+#include "plugin.h"
 #include "shared.h"
 #include "store.h"
 #include "tensor.h"

@@ -1,7 +1,6 @@
 #include "group/registry.h"
 
 #include <ctype.h>
-#include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -10,11 +9,11 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "base/env.h"
 #include "base/error.h"
 #include "base/thread.h"
 #include "group/fake.h"
 #include "group/native.h"
+#include "group/plugin.h"
 
 static perigee_mutex mutex = PERIGEE_MUTEX_INIT(PERIGEE_LOCK_REGISTRY, "registry");
 static perigee__backend *entries; /* under mutex */
@@ -30,6 +29,12 @@ static bool name_is_good(const char *name, size_t len) {
 
 bool perigee__backend_name_is_good(const char *name) { return name_is_good(name, strlen(name)); }
 
+static int fail_name(const char *name) {
+  return perigee__fail(PERIGEE_EINVAL,
+                       "backend name '%s': 1 to %d letters, digits, '_' or '-' expected",
+                       name != NULL ? name : "NULL", PERIGEE_NAME_MAX);
+}
+
 void perigee__backend_unref(perigee__backend *backend) {
   if (backend == NULL || atomic_fetch_sub_explicit(&backend->refs, 1, memory_order_acq_rel) != 1)
     return;
@@ -42,14 +47,14 @@ void perigee__backend_unref(perigee__backend *backend) {
 int perigee_backend_register(const char *name, const char *default_inner,
                              const perigee_backend_ops_v1 *ops, void *self) {
   if (name == NULL || !name_is_good(name, strlen(name)))
-    return perigee__fail(PERIGEE_EINVAL,
-                         "backend name '%s': 1 to %d letters, digits, '_' or '-' expected",
-                         name != NULL ? name : "NULL", PERIGEE_NAME_MAX);
+    return fail_name(name);
   /* `run` and what follows may be missing from a maker's struct. */
-  if (ops == NULL || ops->abi != 1 || ops->size < offsetof(perigee_backend_ops_v1, run) ||
-      ops->open == NULL || ops->close == NULL || ops->submit == NULL)
-    return perigee__fail(PERIGEE_EINVAL, "backend '%s': abi 1 with open, close and submit expected",
-                         name);
+  if (ops == NULL || ops->abi != PERIGEE_BACKEND_ABI ||
+      ops->size < offsetof(perigee_backend_ops_v1, run) || ops->open == NULL ||
+      ops->close == NULL || ops->submit == NULL)
+    return perigee__fail(PERIGEE_EINVAL,
+                         "backend '%s': abi %d with open, close and submit expected", name,
+                         PERIGEE_BACKEND_ABI);
   perigee__backend *backend = perigee__calloc(1, sizeof(*backend));
   if (backend == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for backend '%s'", name);
@@ -89,51 +94,26 @@ static perigee__backend *find_registered(const char *name) {
   return found;
 }
 
-/* Load perigee_<name>.so from one folder; it registers itself in int perigee_backend_load(void). */
-static int load_from(const char *folder, size_t folder_len, const char *name) {
-  char path[4096];
-  int len = snprintf(path, sizeof(path), "%.*s/perigee_%s.so", (int)folder_len, folder, name);
-  if (len < 0 || (size_t)len >= sizeof(path))
-    return 0;
-  FILE *there = fopen(path, "re");
-  if (there == NULL)
-    return 0;
-  fclose(there);
-  void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  if (library == NULL)
-    return perigee__fail(PERIGEE_ENOENT, "backend '%s': %s", name, dlerror());
-  int (*load)(void);
-  *(void **)&load = dlsym(library, "perigee_backend_load");
-  if (load == NULL) {
-    dlclose(library);
-    return perigee__fail(PERIGEE_ENOENT, "backend '%s': %s has no perigee_backend_load", name,
-                         path);
-  }
-  /* The library stays loaded: groups may run its code until the process ends. */
-  int rc = load();
-  return rc < 0 ? rc : 1;
-}
-
-static int load_plugin(const char *name) {
-  for (const char *at = perigee__env("PERIGEE_BACKEND_PATH"); *at != '\0';) {
-    size_t len = strcspn(at, ":");
-    int rc = len > 0 ? load_from(at, len, name) : 0;
-    if (rc != 0)
-      return rc;
-    at += at[len] == ':' ? len + 1 : len;
-  }
-  return 0;
+static int fail_unknown(const char *name) {
+  char places[300];
+  perigee__plugin_places(places, sizeof(places));
+  return perigee__fail(PERIGEE_ENOENT, "there is no backend '%s' (nor a perigee_%s.so in %s)", name,
+                       name, places);
 }
 
 int perigee__backend_find(const char *name, perigee__backend **backend_p) {
   perigee__backends_builtin();
+  if (!name_is_good(name, strlen(name)))
+    return fail_name(name);
   perigee__backend *found = find_registered(name);
   if (found == NULL) {
-    PERIGEE_TRY(load_plugin(name));
+    int rc = perigee__plugin_find(name);
+    if (rc < 0 && rc != PERIGEE_ENOENT)
+      return rc;
     found = find_registered(name);
   }
   if (found == NULL)
-    return perigee__fail(PERIGEE_ENOENT, "there is no backend '%s'", name);
+    return fail_unknown(name);
   *backend_p = found;
   return 0;
 }

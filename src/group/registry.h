@@ -23,7 +23,7 @@ typedef struct perigee__backend {
   struct perigee__backend *next;
 } perigee__backend;
 
-/** Entry by name with one more reference; looks for perigee_<name>.so in PERIGEE_BACKEND_PATH when it is not known. ENOENT. */
+/** Entry by name with one more reference; looks for a plug-in when it is not known. EINVAL, ENOENT, or what loading it said. */
 PERIGEE_MUST_CHECK int perigee__backend_find(const char *name, perigee__backend **backend_p);
 void perigee__backend_unref(perigee__backend *backend);
 /** Whether the text can be the name of a backend. */

@@ -5,6 +5,7 @@
 
 #include "group/closing.h"
 #include "group/group.h"
+#include "group/plugin.h"
 #include "group/registry.h"
 #include "group/work.h"
 
@@ -400,8 +401,18 @@ static void test_plugin_path(void **state) {
   fclose(file);
   snprintf(value, sizeof(value), ":/nowhere:%s:", folder);
   setenv("PERIGEE_BACKEND_PATH", value, 1);
-  expect_refused("broken", PERIGEE_ENOENT, "backend 'broken': ");
-  expect_refused("absent", PERIGEE_ENOENT, "there is no backend 'absent'");
+  expect_refused("broken", PERIGEE_EINVAL, "backend 'broken' cannot be loaded: ");
+  expect_refused("absent", PERIGEE_ENOENT,
+                 "there is no backend 'absent' (nor a perigee_absent.so in ");
+  expect_refused("absent", PERIGEE_ENOENT, folder);
+  /* A name is never a path, and a path is taken at its word. */
+  assert_int_equal(perigee_backend_load("absent"), PERIGEE_ENOENT);
+  assert_int_equal(perigee_backend_load("perigee_broken.so"), PERIGEE_EINVAL);
+  assert_int_equal(perigee_backend_load("native"), 0);
+  assert_int_equal(perigee_backend_load(path), PERIGEE_EINVAL);
+  assert_int_equal(perigee_backend_load("/nowhere/perigee_broken.so"), PERIGEE_ENOENT);
+  assert_int_equal(perigee_backend_load("/nowhere/libbroken.so"), PERIGEE_EINVAL);
+  assert_int_equal(perigee_backend_load(""), PERIGEE_EINVAL);
   unsetenv("PERIGEE_BACKEND_PATH");
   expect_refused("broken", PERIGEE_ENOENT, "there is no backend 'broken'");
   unlink(path);
