@@ -30,6 +30,16 @@ foreach(_layer ${_layers} host cli)
   endforeach()
 endforeach()
 
+# ---- plug-ins that are not as they should be, for spec/host/plugin_spec.lua ------------------------
+file(GLOB _plugins CONFIGURE_DEPENDS spec/plugins/*.c)
+foreach(_file ${_plugins})
+  get_filename_component(_name ${_file} NAME_WE)
+  add_library(plugin_${_name} MODULE ${_file})
+  target_include_directories(plugin_${_name} PRIVATE include)
+  set_target_properties(plugin_${_name} PROPERTIES PREFIX "" OUTPUT_NAME perigee_${_name}
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/spec_plugins)
+endforeach()
+
 # ---- one test per spec/**/*_spec.lua --------------------------------------------------------------
 # busted by name of the interpreter: its own first line takes whatever `lua` is.
 find_program(PERIGEE_LUA_PROGRAM NAMES lua5.4 lua54 lua)
@@ -89,7 +99,7 @@ else()
 endif()
 
 find_program(PERIGEE_CLANG_FORMAT_PROGRAM NAMES clang-format-14 clang-format)
-file(GLOB_RECURSE _c_files CONFIGURE_DEPENDS src/*.[ch] include/*.h examples/*.c)
+file(GLOB_RECURSE _c_files CONFIGURE_DEPENDS src/*.[ch] include/*.h examples/*.c spec/plugins/*.c)
 if(PERIGEE_CLANG_FORMAT_PROGRAM)
   add_test(NAME perigee.lint.clang_format
     COMMAND ${PERIGEE_CLANG_FORMAT_PROGRAM} --dry-run -Werror --ferror-limit=5 ${_c_files})

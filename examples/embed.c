@@ -3,6 +3,7 @@
  *
  *   cc embed.c $(pkg-config --cflags --libs perigee lua5.4) -o embed
  *   perigee run -n 2 ./embed examples/backends/fp16.lua
+ *   PERIGEE_BACKEND_PATH=build/plugins perigee run -n 2 ./embed examples/backends/fp16.lua 'count(fp16(native))'
  */
 #include <stdio.h>
 
@@ -26,7 +27,7 @@ int main(int argc, char **argv) {
 
   perigee_init_options options;
   perigee_init_options_init(&options);
-  options.backend = "fp16(native)";
+  options.backend = argc > 2 ? argv[2] : "fp16(native)";
   perigee_group *world;
   if (perigee_init(&options, &world) < 0)
     return failed("init");

@@ -58,7 +58,9 @@ typedef struct perigee_interp_options {
   uint32_t size;
   size_t
       memory_limit; /* bytes of Lua objects, tensors not counted; 0: none. Beyond it scripts get "not enough memory" */
-  unsigned libs; /* PERIGEE_LUA_* bits; default all */
+  unsigned libs;            /* PERIGEE_LUA_* bits; default all */
+  int64_t time_limit_ns;    /* perigee_interp_set_time_limit; 0: none */
+  int64_t enter_timeout_ns; /* perigee_interp_set_enter_timeout; default PERIGEE_TIMEOUT_DEFAULT */
 } perigee_interp_options;
 
 /** All defaults. */
@@ -100,6 +102,28 @@ PERIGEE_API void perigee_interp_destroy(perigee_interp **interp_p);
 PERIGEE_API lua_State *perigee_interp_enter(perigee_interp *interp);
 /** Undo one enter. */
 PERIGEE_API void perigee_interp_leave(perigee_interp *interp);
+
+/**
+ * How long one override, or one callback, may run Lua. Time in which it waits for works does not count.
+ * One that runs longer is stopped: ETIMEDOUT is raised in it, with its name, the limit and where it was. It may clean up for 50 ms
+ * (pcall handlers, <close>); after that every instruction raises again until it is over. Its operation fails with that error.
+ * Costs nothing while nothing is late. What cannot be stopped: C functions, and in a borrowed state coroutines that are resumed by
+ * a copy of coroutine.resume or coroutine.wrap made before the limit was set.
+ * Without a limit an override is stopped 150 ms after the deadline of its operation, in the same way.
+ * Units:   limit_ns > 0; 0: none.
+ * Errors:  as perigee_interp_enter.
+ *
+ * How it is done: the thread that is late gets SIGURG, for which a handler is installed the first time somebody is late (or has held
+ * up others for a second, and is asked where it is). It passes the signal on to the handler that was there before.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_set_time_limit(perigee_interp *interp,
+                                                                 int64_t limit_ns);
+/**
+ * How long perigee_interp_enter, the run and load functions and the close of a layer wait for the interpreter.
+ * Operations wait for it until their own deadline.
+ * Units:   timeout_ns: 0 poll; PERIGEE_TIMEOUT_NONE no limit; PERIGEE_TIMEOUT_DEFAULT what PERIGEE_TIMEOUT says (1800 s).
+ */
+PERIGEE_API void perigee_interp_set_enter_timeout(perigee_interp *interp, int64_t timeout_ns);
 
 /** Run a file or a string of Lua text. Errors: ELUA with message and traceback, ENOENT (no such file), ENOMEM, or the code
  *  of the error object that was raised. name: for messages; NULL: "string". */

@@ -2,6 +2,7 @@
 local support = require "cli.support"
 
 local root = io.popen("pwd"):read "l"
+local build = os.getenv "PERIGEE_BUILD" or root .. "/build"
 
 local function run(arguments, transport, limit)
   return support.bash(([[
@@ -82,11 +83,35 @@ describe("examples", function()
 
   it("embed.c runs a Lua backend from C", function()
     for _, n in ipairs { 1, 3 } do
-      local program = (os.getenv "PERIGEE_BUILD" or "build") .. "/example_embed"
+      local program = build .. "/example_embed"
       local r = run(("-n %d %s examples/backends/fp16.lua"):format(n, program))
       assert.equal(0, r.code, r.out .. r.err)
       local said = ("through fp16(native): %d %d %d %d"):format(n, 2 * n, 3 * n, 4 * n)
       assert.is_true(support.has(r.out, said), r.out)
     end
+  end)
+
+  it("embed_threads.c calls one Lua backend from eight threads", function()
+    for _, n in ipairs { 1, 2 } do
+      local r = run(("-n %d %s/example_embed_threads"):format(n, build))
+      assert.equal(0, r.code, r.out .. r.err)
+      assert.is_true(support.has(r.out, "8 threads, 800 calls, 800 callbacks, each value "), r.out)
+      assert.is_true(support.has(r.out, "stopped: barrier"), r.out)
+    end
+  end)
+
+  it("plugin/count.c counts for C and for Lua", function()
+    local path = ("PERIGEE_BACKEND_PATH=%s/plugins "):format(build)
+    local r = support.bash(("cd %s && %s timeout 50 $P run -n 2 %s/example_embed %s 'count(fp16(native))'"):format(
+      root, path, build, "examples/backends/fp16.lua"))
+    assert.equal(0, r.code, r.out .. r.err)
+    assert.is_true(support.has(r.out, "through count(fp16(native)): 2 4 6 8"), r.out)
+    for rank = 0, 1 do
+      assert.is_true(support.has(r.out, ("count: allreduce on world (rank %d): 1 calls, 16 bytes, "):format(rank)), r.out)
+    end
+    r = support.bash(("cd %s && %s PERIGEE_BACKEND='count(native)' timeout 50 $P run -n 2 examples/hello.lua"):format(
+      root, path))
+    assert.equal(0, r.code, r.out .. r.err)
+    assert.is_true(support.has(r.out, "count: allreduce on world (rank 1): "), r.out)
   end)
 end)

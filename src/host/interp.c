@@ -8,10 +8,12 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/env.h"
 #include "base/futex.h"
 #include "base/log.h"
 #include "host/lerror.h"
 #include "host/textonly.h"
+#include "host/watch.h"
 
 /* How long close waits for threads that are still inside. */
 #define CLOSE_WAIT_NS (2 * PERIGEE_NS_PER_SEC)
@@ -43,6 +45,11 @@ static perigee_interp *interp_new(bool owned) {
   perigee__list_init(&interp->threads);
   perigee__list_init(&interp->ready);
   perigee__list_init(&interp->waiters);
+  atomic_init(&interp->holder_deadline_ns, PERIGEE_NEVER);
+  atomic_init(&interp->time_limit_ns, PERIGEE_NEVER);
+  atomic_init(&interp->enter_timeout_ns, perigee__env_seconds("PERIGEE_TIMEOUT"));
+  perigee__list_init(&interp->watched);
+  perigee__watch_add(interp);
   return interp;
 }
 
@@ -54,6 +61,7 @@ void perigee__interp_unref(perigee_interp *interp) {
   /* acq_rel: the last owner sees what the others wrote. */
   if (atomic_fetch_sub_explicit(&interp->refs, 1, memory_order_acq_rel) != 1)
     return;
+  perigee__watch_remove(interp);
   while (interp->places != NULL) {
     struct perigee__place *next = interp->places->next;
     free(interp->places);
@@ -133,6 +141,11 @@ static perigee__interp_box *box_of(lua_State *L) {
   perigee__interp_box *box = lua_touserdata(L, -1);
   lua_pop(L, 1);
   return box;
+}
+
+perigee_interp *perigee__interp_peek(lua_State *L) {
+  const perigee__interp_box *box = box_of(L);
+  return box != NULL ? box->interp : NULL;
 }
 
 perigee_interp *perigee__interp_of_state(lua_State *L) {
@@ -217,7 +230,8 @@ void perigee__interp_shutdown(perigee_interp *interp, perigee__lthread *t) {
 /* ---- owned states -------------------------------------------------------------------------------- */
 
 void perigee_interp_options_init(perigee_interp_options *opts) {
-  *opts = (perigee_interp_options){.size = sizeof(*opts), .libs = PERIGEE_LUA_ALL};
+  *opts = (perigee_interp_options){
+      .size = sizeof(*opts), .libs = PERIGEE_LUA_ALL, .enter_timeout_ns = PERIGEE_TIMEOUT_DEFAULT};
 }
 
 /* Counts what the state holds and refuses what exceeds its limit; Lua turns that into "not enough memory". */
@@ -271,6 +285,7 @@ static int open_body(lua_State *L) {
       lua_pop(L, 1);
     }
   perigee__textonly_install(L);
+  perigee__coroutine_install(L);
   /* Backends may be plain tables that never require the module: its types must be there. Without `package` there is no
    * require: the module is a global then. */
   luaL_requiref(L, "perigee.core", luaopen_perigee_core, 0);
@@ -285,15 +300,19 @@ int perigee_interp_create(const perigee_interp_options *given, perigee_interp **
   perigee_interp_options opts;
   perigee_interp_options_init(&opts);
   if (given != NULL) {
-    if (given->size != sizeof(opts))
+    if (given->size < offsetof(perigee_interp_options, time_limit_ns) || given->size > sizeof(opts))
       return perigee__fail(PERIGEE_EINVAL, "perigee_interp_options.size is %u, expected %zu",
                            given->size, sizeof(opts));
-    opts = *given;
+    memcpy(&opts, given, given->size); /* a program that knows fewer fields gets their defaults */
   }
   perigee_interp *interp = interp_new(true);
   if (interp == NULL)
     return PERIGEE_ENOMEM;
   interp->memory_limit = opts.memory_limit;
+  perigee_interp_set_enter_timeout(interp, opts.enter_timeout_ns);
+  atomic_store_explicit(&interp->time_limit_ns,
+                        opts.time_limit_ns > 0 ? opts.time_limit_ns : PERIGEE_NEVER,
+                        memory_order_relaxed);
   lua_State *L = lua_newstate(capped_alloc, interp);
   if (L == NULL) {
     perigee__pool_fini(&interp->pool);
@@ -343,19 +362,33 @@ int perigee_interp_borrow(lua_State *L, perigee_interp **interp_p) {
   return rc;
 }
 
+/* Take it to end it: whoever holds it too long is stopped. */
+static int enter_to_close(perigee_interp *interp, perigee__lthread **t_p) {
+  int rc = perigee__enter(interp, CLOSE_WAIT_NS, "perigee_interp_destroy", true, t_p);
+  if (rc != PERIGEE_ETIMEDOUT)
+    return rc;
+  perigee__watch_evict(interp);
+  rc = perigee__enter(interp, CLOSE_WAIT_NS, "perigee_interp_destroy", true, t_p);
+  atomic_store_explicit(&interp->evict, false, memory_order_relaxed);
+  return rc;
+}
+
 void perigee_interp_destroy(perigee_interp **interp_p) {
   perigee_interp *interp = *interp_p;
   *interp_p = NULL;
   if (interp == NULL)
     return;
   perigee__lthread *t;
-  if (interp->owned &&
-      perigee__enter(interp, PERIGEE_NEVER, "perigee_interp_destroy", false, &t) == 0) {
+  int rc = interp->owned ? enter_to_close(interp, &t) : PERIGEE_ENOTSUP;
+  if (rc == 0) {
     if (t->depth > 1)
       PERIGEE_BUG("perigee_interp_destroy by a thread that is inside");
     lua_State *L = interp->main;
     lua_close(L); /* the box's finalizer shuts the interpreter down */
     perigee__pool_fini(&interp->pool);
+  } else if (rc == PERIGEE_ETIMEDOUT) {
+    perigee__log(PERIGEE_LOG_ERROR, "a Lua interpreter is left as it is: %s",
+                 perigee_last_error()->message);
   }
   perigee__interp_unref(interp);
 }

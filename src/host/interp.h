@@ -67,6 +67,14 @@ typedef struct perigee__lthread {
   int tid;
   uint64_t seq;                   /* number of the operation whose override runs, 0 none */
   struct perigee__waiter *waiter; /* the wait this thread is in, innermost */
+  /* the stint that runs on it (watch.h); hooked, old_*: what the signal handler has replaced */
+  int64_t op_end_ns, limit_end_ns; /* PERIGEE_NEVER: none */
+  int64_t cleanup_end_ns;
+  bool came_late;  /* it came out of a wait after op_end_ns and has got its respite */
+  uint8_t strikes; /* times it was stopped: 0, 1, or 2 for more */
+  int old_mask, old_count;
+  lua_Hook old_hook;
+  lua_State *hooked;
   bool drains_next; /* it runs the ready queue right afterwards: what it queues wakes nobody */
   void *defer_for;  /* the layer whose synchronous override runs here, or NULL (deferred.h) */
   struct perigee__deferred *deferred; /* what it holds back; one reference */
@@ -100,6 +108,27 @@ typedef struct perigee__luaref {
   struct perigee__luaref *next; /* in interp->garbage; under ready_lock */
 } perigee__luaref;
 
+/* Where the holder of the mutex is, asked by a thread that waits for it (watch.h). Who moves `state` from IDLE owns it until it is IDLE
+ * again, except that the holder goes ASK_* -> WRITING -> ANSWERED. */
+enum {
+  PERIGEE_SPOT_DEPTH = 4
+};
+typedef enum perigee__spot_state {
+  PERIGEE_SPOT_IDLE,
+  PERIGEE_SPOT_ASK_HOOK,    /* to be answered at the next instruction of Lua */
+  PERIGEE_SPOT_ASK_HANDLER, /* to be answered right away: it does not run Lua instructions */
+  PERIGEE_SPOT_WRITING,
+  PERIGEE_SPOT_ANSWERED
+} perigee__spot_state;
+typedef struct perigee__spot {
+  _Atomic uint32_t state;
+  int n;
+  struct {
+    char file[LUA_IDSIZE];
+    int line;
+  } at[PERIGEE_SPOT_DEPTH]; /* Lua frames, innermost first */
+} perigee__spot;
+
 struct perigee_interp {
   _Atomic uint32_t refs;
   uint64_t id;
@@ -122,6 +151,12 @@ struct perigee_interp {
   _Atomic int holder_tid;
   _Atomic int64_t holder_since_ns;
   _Atomic(const char *) holder_place; /* static, or from perigee__interp_place */
+  /* when the holder is to be stopped; written by the holder, read by the watchdog and the signal handler; relaxed (watch.c) */
+  _Atomic int64_t holder_deadline_ns;
+  _Atomic bool evict; /* the interpreter ends: whoever holds it is to be stopped; relaxed */
+  _Atomic int64_t time_limit_ns, enter_timeout_ns; /* relaxed settings */
+  perigee__node watched;                           /* in the watchdog's list, under its lock */
+  perigee__spot spot;
 
   /* under records_lock */
   perigee__node threads;
@@ -160,6 +195,8 @@ void perigee__interp_ref(perigee_interp *interp);
 void perigee__interp_unref(perigee_interp *interp);
 /** [-0, +0, m] The interpreter of L, made on first use: the calling thread is then inside. Raises when L is closing. */
 PERIGEE_RAISES perigee_interp *perigee__interp_of_state(lua_State *L);
+/** [-0, +0, -] The interpreter of L, or NULL when it has none or is closed; needs one stack slot. */
+perigee_interp *perigee__interp_peek(lua_State *L);
 /** Close order of the host, up to and without lua_close. Inside, as the outermost thread. Idempotent. */
 void perigee__interp_shutdown(perigee_interp *interp, perigee__lthread *t);
 /** [-0, +1, -] Push the box that the module's functions have as upvalue 1. */
@@ -180,6 +217,8 @@ static inline perigee_interp *perigee__interp_here(lua_State *L) {
 
 /* ---- threads (interp_thread.c) ------------------------------------------------------------------ */
 
+/** This thread's first record; `next` leads to the others. For the thread itself, also in a signal handler. */
+perigee__lthread *perigee__lthread_mine(void);
 /** This thread's record, NULL when it has none. */
 perigee__lthread *perigee__lthread_find(const perigee_interp *interp);
 /** Take the interpreter. timeout_ns: ETIMEDOUT when that passes first (PERIGEE_NEVER: no limit). ELUASTATE, EFORKED, ENOMEM. place: what the thread
@@ -187,6 +226,10 @@ perigee__lthread *perigee__lthread_find(const perigee_interp *interp);
 int perigee__enter(perigee_interp *interp, int64_t timeout_ns, const char *place, bool quiet,
                    perigee__lthread **t_p);
 void perigee__leave(perigee_interp *interp, perigee__lthread *t);
+/** How long calls wait for the interpreter that have no deadline of their own. */
+static inline int64_t perigee__enter_timeout(perigee_interp *interp) {
+  return atomic_load_explicit(&interp->enter_timeout_ns, memory_order_relaxed);
+}
 /** The lua_State that Lua of this thread may use now. */
 static inline lua_State *perigee__lthread_state(const perigee__lthread *t) {
   return t->current != NULL ? t->current : t->home;
@@ -200,6 +243,7 @@ int perigee__lthread_sleep(perigee__lthread *t, int64_t ns);
 /** A stretch in which a thread that is inside has given the interpreter up. */
 typedef struct perigee__gap {
   perigee__lthread *t;
+  int64_t limit_left_ns; /* of the stint; waiting does not count */
   lua_State *before;
   const char *place;
   unsigned depth;

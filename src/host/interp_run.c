@@ -30,32 +30,44 @@ static void load_chunk(lua_State *L, const run_args *args) {
     lua_error(L);
 }
 
-static int run_body(lua_State *L) {
-  const run_args *args = lua_touserdata(L, 1);
+/* Run a chunk that makes a backend. [-0, +n, e] */
+static void run_backend(lua_State *L, const run_args *args) {
   load_chunk(L, args);
-  if (args->backend == NULL) {
-    lua_call(L, 0, 0);
-    return 0;
-  }
   perigee_interp *interp = perigee__interp_of_state(L);
   interp->last_backend[0] = '\0';
   lua_pushstring(L, args->backend);
   lua_call(L, 1, 1);
   if (lua_type(L, -1) == LUA_TTABLE) {
     perigee__backend_adopt(L, args->backend);
-    return 0;
+    return;
   }
   if (strcmp(interp->last_backend, args->backend) != 0)
     perigee__raise(L, PERIGEE_ELUATYPE,
                    "%s must return a backend table or call perigee.backend(\"%s\"); it returned %s",
                    args->path != NULL ? args->path : "the chunk", args->backend,
                    perigee__type_name(L, -1));
+}
+
+void perigee__backend_run_file(lua_State *L, const char *path, const char *name) {
+  const run_args args = {.path = path, .backend = name};
+  run_backend(L, &args);
+}
+
+static int run_body(lua_State *L) {
+  const run_args *args = lua_touserdata(L, 1);
+  if (args->backend != NULL) {
+    run_backend(L, args);
+    return 0;
+  }
+  load_chunk(L, args);
+  lua_call(L, 0, 0);
   return 0;
 }
 
 static int run(perigee_interp *interp, run_args *args) {
   perigee__lthread *t;
-  PERIGEE_TRY(perigee__enter(interp, PERIGEE_NEVER, "a script run by a C program", false, &t));
+  PERIGEE_TRY(perigee__enter(interp, perigee__enter_timeout(interp), "a script run by a C program",
+                             false, &t));
   perigee_error error;
   int rc = perigee__protect(perigee__lthread_state(t), run_body, args, &error);
   perigee__leave(interp, t);

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "host/deferred.h"
 #include "host/lerror.h"
+#include "host/watch.h"
 
 static perigee_mutex records_lock = PERIGEE_MUTEX_INIT(PERIGEE_LOCK_LEAF, "lua threads");
 static _Thread_local perigee__lthread *my_records;
@@ -45,6 +46,11 @@ static void set_up_once(void) {
 unsigned perigee__fork_generation(void) {
   pthread_once(&once, set_up_once);
   return fork_generation;
+}
+
+perigee__lthread *perigee__lthread_mine(void) {
+  /* The key is set where there are records: then reading my_records does not allocate, which a signal handler must not. */
+  return pthread_getspecific(exit_key) != NULL ? my_records : NULL;
 }
 
 perigee__lthread *perigee__lthread_find(const perigee_interp *interp) {
@@ -109,6 +115,7 @@ static perigee__lthread *record_create(perigee_interp *interp, lua_State *home) 
     t->interp = interp;
     t->home = home;
     t->home_ref = LUA_NOREF;
+    t->op_end_ns = t->limit_end_ns = PERIGEE_NEVER;
     if (home == NULL) {
       /* The service stack belongs to whoever holds the mutex; a finalizer could give it up in between: not now. */
       lua_State *S = interp->service;
@@ -173,16 +180,10 @@ void perigee__lthreads_detach(perigee_interp *interp) {
 /* ---- the one place that locks, the one that unlocks ---------------------------------------------- */
 
 static void report_wait(void *arg, int64_t waited_ns) {
-  perigee_interp *interp = arg;
-  const char *place = atomic_load_explicit(&interp->holder_place, memory_order_relaxed);
-  int64_t held_ns =
-      perigee__now_ns() - atomic_load_explicit(&interp->holder_since_ns, memory_order_relaxed);
-  perigee__log(
-      PERIGEE_LOG_WARN,
-      "thread %d has waited %.1f s for the Lua interpreter; thread %d holds it since %.1f s (%s)",
-      (int)syscall(SYS_gettid), (double)waited_ns / 1e9,
-      atomic_load_explicit(&interp->holder_tid, memory_order_relaxed), (double)held_ns / 1e9,
-      place != NULL ? place : "its own Lua code");
+  char holder[400];
+  perigee__holder_text(arg, holder, sizeof(holder));
+  perigee__log(PERIGEE_LOG_WARN, "thread %d has waited %.1f s for the Lua interpreter; %s",
+               (int)syscall(SYS_gettid), (double)waited_ns / 1e9, holder);
 }
 
 static int64_t coarse_now_ns(void) {
@@ -220,6 +221,7 @@ static int fail_closed(void) {
 
 static void come_in(perigee_interp *interp, perigee__lthread *t) {
   t->depth = 1;
+  perigee__stint_publish(t);
   atomic_store_explicit(&interp->holder_tid, t->tid, memory_order_relaxed);
   if (t->gaps == 0)
     atomic_fetch_add_explicit(&interp->inside, 1, memory_order_relaxed);
@@ -242,11 +244,10 @@ int perigee__enter(perigee_interp *interp, int64_t timeout_ns, const char *place
   if (atomic_load_explicit(&interp->state, memory_order_relaxed) != PERIGEE_INTERP_OPEN)
     return fail_closed();
   if (acquire(interp, timeout_ns, place, quiet) < 0) {
-    const char *holder = atomic_load_explicit(&interp->holder_place, memory_order_relaxed);
-    return perigee__fail(PERIGEE_ETIMEDOUT,
-                         "timed out waiting for the Lua interpreter, held by thread %d (%s)",
-                         atomic_load_explicit(&interp->holder_tid, memory_order_relaxed),
-                         holder != NULL ? holder : "its own Lua code");
+    char holder[400];
+    perigee__holder_text(interp, holder, sizeof(holder));
+    return perigee__fail(PERIGEE_ETIMEDOUT, "timed out waiting for the Lua interpreter: %s",
+                         holder);
   }
   if (atomic_load_explicit(&interp->state, memory_order_relaxed) != PERIGEE_INTERP_OPEN) {
     release(interp);
@@ -277,7 +278,7 @@ void perigee__leave(perigee_interp *interp, perigee__lthread *t) {
 
 lua_State *perigee_interp_enter(perigee_interp *interp) {
   perigee__lthread *t;
-  return perigee__enter(interp, PERIGEE_NEVER, "a C program", false, &t) < 0
+  return perigee__enter(interp, perigee__enter_timeout(interp), "a C program", false, &t) < 0
              ? NULL
              : perigee__lthread_state(t);
 }
@@ -317,6 +318,7 @@ static perigee__lthread *adopt(perigee_interp *interp, perigee__lthread *t) {
   old->depth = 0;
   t->depth = 1;
   interp->implicit = t;
+  perigee__stint_publish(t);
   atomic_store_explicit(&interp->holder_tid, t->tid, memory_order_relaxed);
   return t;
 }
@@ -349,6 +351,7 @@ void perigee__gap_open(perigee_interp *interp, lua_State *L, perigee__gap *gap) 
   gap->before = t->current;
   gap->depth = t->depth;
   gap->place = atomic_load_explicit(&interp->holder_place, memory_order_relaxed);
+  gap->limit_left_ns = perigee__stint_pause(t);
   t->current = L;
   t->depth = 0;
   t->gaps++;
@@ -376,6 +379,7 @@ void perigee__gap_close(perigee_interp *interp, perigee__gap *gap) {
   t->gaps--;
   t->depth = gap->depth;
   t->current = gap->before;
+  perigee__stint_go_on(t, gap->limit_left_ns);
   atomic_store_explicit(&interp->holder_tid, t->tid, memory_order_relaxed);
   if (PERIGEE_UNLIKELY(atomic_load_explicit(&interp->has_garbage, memory_order_relaxed) != 0))
     perigee__garbage_free(interp);

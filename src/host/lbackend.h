@@ -70,6 +70,9 @@ PERIGEE_RAISES void perigee__backend_method(lua_State *L, int index, const perig
 /** Register the table of methods on top of the stack under name; leaves the backend table. [-1, +1, e] */
 PERIGEE_RAISES void perigee__backend_adopt(lua_State *L, const char *name);
 
+/** Run a file of Lua text that makes a backend, and register it under name. [-0, +n, e] */
+PERIGEE_RAISES void perigee__backend_run_file(lua_State *L, const char *path, const char *name);
+
 /** Type of inner, and perigee.backend into the module table on top of the stack. [-0, +0, m] */
 PERIGEE_RAISES void perigee__lbackend_open(lua_State *L);
 

@@ -208,7 +208,12 @@ static void backend_close(void *self) {
   perigee__llayer *layer = self;
   perigee__lthread *t;
   /* An interpreter that is gone took its references along. */
-  if (perigee__enter(layer->interp, PERIGEE_NEVER, "close of a backend", false, &t) == 0) {
+  int rc = perigee__enter(layer->interp, perigee__enter_timeout(layer->interp),
+                          "close of a backend", false, &t);
+  if (rc == PERIGEE_ETIMEDOUT)
+    perigee__log(PERIGEE_LOG_ERROR, "backend '%s' is closed without its close method: %s",
+                 layer->name, perigee_last_error()->message);
+  if (rc == 0) {
     perigee_error error;
     /* Events that were queued for this layer come before its close. */
     perigee__ready_drain(layer->interp, t, perigee__lthread_state(t));

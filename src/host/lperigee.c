@@ -13,7 +13,9 @@
 #include "host/lfuture.h"
 #include "host/lgroup.h"
 #include "host/linner.h"
+#include "host/llimit.h"
 #include "host/lop.h"
+#include "host/lplugin.h"
 #include "host/lstore.h"
 #include "host/ltensor.h"
 #include "host/ltesting.h"
@@ -190,6 +192,8 @@ int luaopen_perigee_core(lua_State *L) {
   perigee__lgroup_open(L);
   perigee__linner_open(L);
   perigee__lbackend_open(L);
+  perigee__llimit_open(L);
+  perigee__lplugin_open(L);
   perigee__ltesting_open(L);
   lua_pushvalue(L, -1);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &module_key);

@@ -14,6 +14,7 @@
 #include "base/assert.h"
 #include "base/futex.h"
 #include "base/log.h"
+#include "host/watch.h"
 
 /* Deep enough for an override in a callback: Lua's C stack limit (200 levels) at about 1 KiB each, and the group's frames. */
 #define DISPATCHER_STACK ((size_t)1 << 20)
@@ -23,9 +24,13 @@ enum {
       1000 /* items per step: callbacks that queue callbacks must not keep a loop from its other work */
 };
 
+/* How long a thread that waits in C tries to get in and run callbacks. */
+#define DRAIN_WAIT_NS (100 * PERIGEE_NS_PER_MS)
+
 static void *dispatcher_main(void *arg) {
   perigee_interp *interp = arg;
   uint32_t seen = 0;
+  perigee__watch_unblock();
   while (!atomic_load(&interp->stop)) {
     uint32_t now = atomic_load(&interp->dispatch);
     if (now == seen) {
@@ -91,6 +96,12 @@ static void start_dispatcher_locked(perigee_interp *interp) {
   }
 }
 
+static void wake_dispatcher(perigee_interp *interp) {
+  /* seq_cst: pairs with the dispatcher's look at `dispatch` before it sleeps on it */
+  atomic_fetch_add(&interp->dispatch, 1);
+  perigee__futex_wake(&interp->dispatch, 1, false);
+}
+
 /* ready_lock held on entry, given up here: see that somebody runs the queue. */
 static void announce_and_unlock(perigee_interp *interp) PERIGEE_RELEASES(interp->ready_lock) {
   bool handled;
@@ -104,11 +115,8 @@ static void announce_and_unlock(perigee_interp *interp) PERIGEE_RELEASES(interp-
     perigee_work_interrupt(work);
     perigee_work_unref(work);
   }
-  if (!handled) {
-    /* seq_cst: pairs with the dispatcher's look at `dispatch` before it sleeps on it */
-    atomic_fetch_add(&interp->dispatch, 1);
-    perigee__futex_wake(&interp->dispatch, 1, false);
-  }
+  if (!handled)
+    wake_dispatcher(interp);
 }
 
 void perigee__ready_announce(perigee_interp *interp) {
@@ -152,6 +160,14 @@ static perigee__ready *pop(perigee_interp *interp) {
   return item;
 }
 
+/* With the interpreter's time limit, and without the deadline of an override that waits on this thread. */
+static void run_item(perigee__lthread *t, lua_State *L, perigee__ready *item) {
+  perigee__stint stint;
+  perigee__stint_begin(t, PERIGEE_NEVER, &stint);
+  item->run(t, L, item);
+  perigee__stint_end(t, L, &stint);
+}
+
 size_t perigee__ready_run(perigee_interp *interp, perigee__lthread *t, lua_State *L, size_t limit) {
   if (interp->draining || atomic_load_explicit(&interp->ready_count, memory_order_relaxed) == 0)
     return 0;
@@ -165,12 +181,12 @@ size_t perigee__ready_run(perigee_interp *interp, perigee__lthread *t, lua_State
   size_t ran = 0;
   for (perigee__ready *item; mine && ran < limit && (item = pop(interp)) != NULL; ran++) {
     if (!item->may_wait) {
-      item->run(t, L, item);
+      run_item(t, L, item);
       continue;
     }
     interp->draining = false;
     t->callbacks--;
-    item->run(t, L, item);
+    run_item(t, L, item);
     t->callbacks++;
     /* Another thread may have taken over, and is in the middle of a callback. */
     mine = !interp->draining;
@@ -308,13 +324,21 @@ static int wait_inside(perigee_interp *interp, perigee__lthread *t, lua_State *L
   }
 }
 
+/* The wait has a deadline, and the interpreter may be held beyond it: then the dispatcher runs the queue. */
 static void drain_from_c(perigee_interp *interp) {
   perigee__lthread *t;
-  if (atomic_load_explicit(&interp->ready_count, memory_order_relaxed) == 0 ||
-      perigee__enter(interp, PERIGEE_NEVER, "callbacks of works", true, &t) < 0)
+  if (atomic_load_explicit(&interp->ready_count, memory_order_relaxed) == 0)
     return;
-  perigee__ready_drain(interp, t, perigee__lthread_state(t));
-  perigee__leave(interp, t);
+  int rc = perigee__enter(interp, DRAIN_WAIT_NS, "callbacks of works", true, &t);
+  if (rc == 0) {
+    perigee__ready_drain(interp, t, perigee__lthread_state(t));
+    perigee__leave(interp, t);
+  } else if (rc == PERIGEE_ETIMEDOUT) {
+    perigee__lock(&interp->ready_lock);
+    start_dispatcher_locked(interp);
+    perigee__unlock(&interp->ready_lock);
+    wake_dispatcher(interp);
+  }
 }
 
 static int wait_from_c(perigee_interp *interp, const perigee__lthread *t, perigee__waiter *w,

@@ -18,6 +18,7 @@
 #include "host/ltablework.h"
 #include "host/ltensor.h"
 #include "host/lwork.h"
+#include "host/watch.h"
 
 typedef struct submission {
   perigee__lthread *t;
@@ -171,8 +172,12 @@ static int enter_and_call(submission *s) {
   t->seq = s->req->seq;
   t->defer_for = s->waits ? layer : NULL;
   t->deferred = NULL;
+  perigee__stint stint;
+  perigee__stint_begin(t, timeout_of(s), &stint);
   perigee_error error;
-  int rc = perigee__protect(perigee__lthread_state(t), body, s, &error);
+  lua_State *L = perigee__lthread_state(t);
+  int rc = perigee__protect(L, body, s, &error);
+  perigee__stint_end(t, L, &stint);
   t->seq = seq;
   t->defer_for = defer_for;
   perigee__deferred *left = t->deferred;
