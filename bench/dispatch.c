@@ -20,7 +20,8 @@
 enum {
   REPEATS = 9,
   CALLS = 100000,
-  THREADS_MAX = 4
+  THREADS_MAX = 4,
+  INTERPS_MAX = 4
 };
 
 static const char *const backends[][2] = {
@@ -38,26 +39,31 @@ typedef struct bench_case {
   int op;
   bool run;
   int threads;
+  int interps; /* > 0: that many interpreters, each with a group of its own; thread t calls the one of t % interps */
   double ns[REPEATS];
 } bench_case;
 
 static bench_case cases[] = {
-    {"native, run", "native", PERIGEE_OP_ALLREDUCE, true, 1, {0}},
-    {"native, submit and wait", "native", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
-    {"not overridden, 1 layer, run", "done(native)", PERIGEE_OP_BROADCAST, true, 1, {0}},
+    {"native, run", "native", PERIGEE_OP_ALLREDUCE, true, 1, 0, {0}},
+    {"native, submit and wait", "native", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
+    {"not overridden, 1 layer, run", "done(native)", PERIGEE_OP_BROADCAST, true, 1, 0, {0}},
     {"not overridden, 3 layers, run",
      "done(pass(fresh(native)))",
      PERIGEE_OP_BROADCAST,
      true,
      1,
+     0,
      {0}},
-    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
-    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 2, {0}},
-    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 4, {0}},
-    {"override passes on", "pass(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
-    {"override passes on, new tables", "fresh(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
-    {"3 layers pass on", "pass(pass(pass(native)))", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
-    {"override maps the work", "mapped(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
+    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 2, 0, {0}},
+    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 4, 0, {0}},
+    {"override passes on", "pass(native)", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
+    {"override passes on, new tables", "fresh(native)", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
+    {"3 layers pass on", "pass(pass(pass(native)))", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
+    {"override maps the work", "mapped(native)", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
+    {"returns true, 1 interpreter", "done", PERIGEE_OP_ALLREDUCE, true, 1, 1, {0}},
+    {"returns true, 2 interpreters", "done", PERIGEE_OP_ALLREDUCE, true, 2, 2, {0}},
+    {"returns true, 4 interpreters", "done", PERIGEE_OP_ALLREDUCE, true, 4, 4, {0}},
 };
 enum {
   CASES = sizeof(cases) / sizeof(cases[0])
@@ -115,18 +121,22 @@ static void *job_main(void *arg) {
   return NULL;
 }
 
-static double measure(perigee_group *group, const bench_case *c) {
+/* groups: one, or c->interps of them. */
+static double measure(perigee_group *const *groups, const bench_case *c) {
   pthread_t threads[THREADS_MAX];
   pthread_barrier_t start;
-  job j = {group, c, CALLS / c->threads, &start};
+  job jobs[THREADS_MAX];
+  int calls = CALLS / c->threads;
   pthread_barrier_init(&start, NULL, (unsigned)c->threads + 1);
-  for (int t = 0; t < c->threads; t++)
-    if (pthread_create(&threads[t], NULL, job_main, &j) != 0)
+  for (int t = 0; t < c->threads; t++) {
+    jobs[t] = (job){groups[c->interps > 0 ? t % c->interps : 0], c, calls, &start};
+    if (pthread_create(&threads[t], NULL, job_main, &jobs[t]) != 0)
       die("thread");
+  }
   pthread_barrier_wait(&start);
   double started = now_ns();
   pthread_barrier_wait(&start);
-  double ns = (now_ns() - started) / ((double)j.calls * c->threads);
+  double ns = (now_ns() - started) / ((double)calls * c->threads);
   for (int t = 0; t < c->threads; t++)
     pthread_join(threads[t], NULL);
   pthread_barrier_destroy(&start);
@@ -158,12 +168,21 @@ int main(int argc, char **argv) {
   for (size_t i = 0; i < sizeof(backends) / sizeof(backends[0]); i++)
     if (perigee_interp_load_backend_string(interp, backends[i][1], backends[i][0]) < 0)
       die(backends[i][0]);
-  perigee_group *groups[CASES];
+  perigee_group *groups[CASES], *apart[INTERPS_MAX];
+  perigee_interp *interps[INTERPS_MAX];
+  for (int i = 0; i < INTERPS_MAX; i++) {
+    char name[32];
+    snprintf(name, sizeof(name), "done%d", i);
+    if (perigee_interp_create(NULL, &interps[i]) < 0 ||
+        perigee_interp_load_backend_string(interps[i], backends[0][1], name) < 0)
+      die(name);
+    apart[i] = open_group(name);
+  }
   for (int i = 0; i < CASES; i++)
     groups[i] = open_group(cases[i].stack);
   for (int r = 0; r < REPEATS; r++)
     for (int i = 0; i < CASES; i++)
-      cases[i].ns[r] = measure(groups[i], &cases[i]);
+      cases[i].ns[r] = measure(cases[i].interps > 0 ? apart : &groups[i], &cases[i]);
   if (csv)
     printf("case,stack,threads,ns_min,ns_median,ns_max\n");
   else
@@ -177,6 +196,11 @@ int main(int argc, char **argv) {
   for (int i = 0; i < CASES; i++) {
     perigee_group_close(groups[i]);
     perigee_group_unref(groups[i]);
+  }
+  for (int i = 0; i < INTERPS_MAX; i++) {
+    perigee_group_close(apart[i]);
+    perigee_group_unref(apart[i]);
+    perigee_interp_destroy(&interps[i]);
   }
   perigee_interp_destroy(&interp);
   return 0;

@@ -57,9 +57,9 @@ function perigee.init(opts) end
 ---@return perigee.Backend
 function perigee.backend(name, opts) end
 
----Load a backend from a file: a C plug-in by name ("count": perigee_count.so in the folders of PERIGEE_BACKEND_PATH, then in
----the installed one) or by path, or a file of Lua text ("my.lua") that returns a backend table or calls perigee.backend.
----Stack strings find plug-ins by themselves. Other threads run Lua meanwhile.
+---Load a backend from a file: a C plug-in by name ("count": perigee_count.so in the folders of PERIGEE_BACKEND_PATH, then
+---in the installed one) or by path, or a file of Lua text ("my.lua") that returns a backend table or calls
+---perigee.backend. Stack strings find plug-ins by themselves. Other threads run Lua meanwhile.
 ---Raises ENOENT, EINVAL (no plug-in), EVERSION, or what the file raised.
 ---@param what string # a name, a path with '/' that ends in perigee_<name>.so, or a path that ends in .lua
 ---@param name? string # of a Lua file: the backend's name; default: the file's

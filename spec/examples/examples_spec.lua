@@ -107,7 +107,8 @@ describe("examples", function()
     assert.equal(0, r.code, r.out .. r.err)
     assert.is_true(support.has(r.out, "through count(fp16(native)): 2 4 6 8"), r.out)
     for rank = 0, 1 do
-      assert.is_true(support.has(r.out, ("count: allreduce on world (rank %d): 1 calls, 16 bytes, "):format(rank)), r.out)
+      local line = ("count: allreduce on world (rank %d): 1 calls, 16 bytes, "):format(rank)
+      assert.is_true(support.has(r.out, line), r.out)
     end
     r = support.bash(("cd %s && %s PERIGEE_BACKEND='count(native)' timeout 50 $P run -n 2 examples/hello.lua"):format(
       root, path))

@@ -78,6 +78,139 @@ describe("a state ends", function()
     ]], 7)
   end)
 
+  -- Where a script may be when it ends the process. Each runs `leave()`, and would hang if that did nothing.
+  local places = {
+    ["the main chunk"] = "leave()",
+    ["a coroutine"] = "coroutine.wrap(function() leave() end)()",
+    ["an override that is waited for"] = [[
+      function L:allreduce() leave() end
+      world():allreduce(t)]],
+    ["an override that was submitted"] = [[
+      function L:allreduce() leave() end
+      world():allreduce(t, {async = true})]],
+    ["an override in an override"] = [[
+      local Outer = perigee.backend("outer", {inner = "leaves"})
+      function Outer:allreduce(tensors, opts) return self.inner:allreduce(tensors, opts) end
+      function L:allreduce() leave() end
+      perigee.init{backend = "outer", rank = 0, size = 1}:allreduce(t)]],
+    ["a coroutine of an override"] = [[
+      function L:allreduce() coroutine.wrap(leave)() end
+      world():allreduce(t)]],
+    ["an override that waits"] = [[
+      function L:allreduce(...) self.inner:barrier():wait() leave() end
+      world():allreduce(t)]],
+    ["the wait of a table"] = [[
+      function L:allreduce() return { wait = function() leave() end } end
+      world():allreduce(t)]],
+    ["map"] = [[
+      function L:allreduce(...) return self.inner:allreduce(...):map(leave) end
+      world():allreduce(t)
+      perigee.future():wait()]],
+    ["on_done, while main waits"] = [[
+      world():allreduce(t, {async = true}):on_done(leave)
+      perigee.future():wait()]],
+    ["on_done of a future"] = [[
+      local f = perigee.future()
+      f:on_done(leave)
+      f:set_result(1)
+      perigee.future():wait()]],
+    ["on_done, on the thread of the runtime"] = [[
+      local f = perigee.future()
+      f:on_done(leave)
+      f:set_result(1)
+      perigee.sleep(30)]],
+    ["step"] = [[
+      local f = perigee.future()
+      f:on_done(leave)
+      f:set_result(1)
+      perigee.step()]],
+    ["a reduce function"] = [[
+      local op = perigee.op{name = "leave", reduce = function() leave() end}
+      perigee.testing.ranks(2, function(g) g:allreduce(perigee.zeros("f32", 1), {op = op}) end)
+      leave()]],
+    ["open of a backend"] = [[
+      function L:open() leave() end
+      world()]],
+    ["close of a backend"] = [[
+      function L:close() leave() end
+      world():close()]],
+    ["a finalizer"] = [[
+      setmetatable({}, {__gc = leave})
+      collectgarbage()]],
+    ["a variable that is closed"] = [[
+      do local _ <close> = setmetatable({}, {__close = leave}) end]],
+    ["pcall in an override"] = [[
+      function L:allreduce() pcall(leave) end
+      world():allreduce(t)]],
+  }
+  --- Runs scripts (name -> text), some at a time; name -> { code, out }. One that does not end in 10 s gets code 124.
+  local function run_all(scripts)
+    local pipe = assert(io.popen "mktemp -d")
+    local dir = pipe:read "l"
+    pipe:close()
+    local names = {}
+    for name, text in pairs(scripts) do
+      names[#names + 1] = name
+      local f <close> = assert(io.open(("%s/%d.lua"):format(dir, #names), "wb"))
+      f:write(text)
+    end
+    os.execute(([[seq %d | xargs -P 6 -I{} sh -c \
+      'timeout -k 2 10 lua5.4 %s/{}.lua >%s/{}.out 2>&1 </dev/null; echo $? >%s/{}.code']]):format(
+      #names, dir, dir, dir))
+    local results = {}
+    for i, name in ipairs(names) do
+      local code <close> = assert(io.open(("%s/%d.code"):format(dir, i)))
+      local out <close> = assert(io.open(("%s/%d.out"):format(dir, i)))
+      results[name] = { code = code:read "n", out = out:read "a" }
+    end
+    os.execute("rm -rf " .. dir)
+    return results
+  end
+
+  for _, how in ipairs { "os.exit(9)", "os.exit(9, true)" } do
+    it(("by %s, wherever that is said"):format(how), function()
+      local scripts = {}
+      for place, text in pairs(places) do
+        scripts[place] = ([[
+          local perigee = require "perigee"
+          local L = perigee.backend "leaves"
+          local function world() return perigee.init{backend = "leaves(native)", rank = 0, size = 1} end
+          local t = perigee.zeros("f32", 4)
+          local function leave() %s end
+          local N = perigee.backend("never", {inner = false})
+          local made = {}
+          function N:allreduce() made[#made + 1] = perigee.future() return made[#made] end
+          local pending = perigee.init{backend = "never", rank = 0, size = 1}
+          for _ = 1, 3 do pending:allreduce(t, {async = true}):on_done(function() end) end
+          %s
+          perigee.sleep(60)
+        ]]):format(how, text)
+      end
+      for place, result in pairs(run_all(scripts)) do
+        assert.equal(9, result.code, place .. ": " .. result.out)
+      end
+    end)
+  end
+
+  it("with peers: who stays is told, and nobody hangs", function()
+    for _, how in ipairs { "os.exit(0, true)", "os.exit(0)", "world:close() os.exit(0)", "error 'gone'" } do
+      local result = helpers.ranks(3, ([[
+        local t = perigee.zeros("f32", 4)
+        for _ = 1, 4 do world:allreduce(t, {async = true}) end
+        if world.rank == 1 then %s end
+        local started = perigee.clock()
+        local ok, e = true, nil
+        while ok do ok, e = pcall(world.allreduce, world, t, {timeout = 20}) end
+        assert(perigee.clock() - started < 15, "took long")
+        io.write(e.code)
+        os.exit(0)
+      ]]):format(how), { keep_going = true, timeout = 40 })
+      for _, rank in ipairs { 1, 3 } do
+        assert.matches("^E[A-Z]+$", result.ranks[rank].out, result.out)
+      end
+    end
+  end)
+
   it("by an error", function()
     local out = ends(pending .. "w:barrier()", 1)
     assert.matches("barrier #%d+ on world: .*: no %(rank 0%)", out)

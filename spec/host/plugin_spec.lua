@@ -109,7 +109,8 @@ describe("a plug-in", function()
     assert.matches("^EINVAL .*perigee_no_ops.so: a plug%-in needs ops or init", refusal "no_ops")
     assert.matches("^ENOTSUP .*perigee_init_fails.so: its init failed: not supported", refusal "init_fails")
     assert.matches("^EINVAL backend 'unresolved' cannot be loaded: .*perigee_of_the_future", refusal "unresolved")
-    assert.matches("^ENOENT there is no backend 'absent' %(nor a perigee_absent.so in .*spec_plugins, /", refusal "absent")
+    assert.matches("^ENOENT there is no backend 'absent' %(nor a perigee_absent.so in .*spec_plugins, /",
+      refusal "absent")
   end)
 end)
 

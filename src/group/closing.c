@@ -17,6 +17,7 @@ typedef struct entry {
 static perigee_mutex mutex = PERIGEE_MUTEX_INIT(PERIGEE_LOCK_LEAF, "closing");
 static perigee__node open_groups = {&open_groups, &open_groups}; /* entry, under mutex */
 static bool at_exit_set;                                         /* under mutex */
+_Atomic bool perigee__closing_at_exit;
 static _Atomic uint32_t closers; /* threads that close; futex word of at_exit */
 
 static void *closer_main(void *arg) {
@@ -62,6 +63,7 @@ bool perigee__closing_wait(int64_t deadline_ns) {
 }
 
 static void at_exit(void) {
+  atomic_store_explicit(&perigee__closing_at_exit, true, memory_order_relaxed);
   for (perigee_group *group; (group = take_open()) != NULL;)
     perigee__closing_defer(group);
   perigee__closing_wait(perigee__deadline_in(2 * PERIGEE_NS_PER_SEC));

@@ -23,4 +23,7 @@ void perigee__group_close_now(perigee_group *group);
 /* split.c */
 void perigee__subgroup_counts_free(struct perigee__subgroup_count *list);
 
+/** The process ends: whoever runs exit() may hold what a close waits for, and does not come back. Relaxed. */
+extern _Atomic bool perigee__closing_at_exit;
+
 #endif

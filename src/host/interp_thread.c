@@ -9,9 +9,13 @@
 #include "base/assert.h"
 #include "base/futex.h"
 #include "base/log.h"
+#include "group/closing.h"
 #include "host/deferred.h"
 #include "host/lerror.h"
 #include "host/watch.h"
+
+/* How long a thread waits for an interpreter while the process ends. */
+#define EXIT_WAIT_NS (100 * PERIGEE_NS_PER_MS)
 
 static perigee_mutex records_lock = PERIGEE_MUTEX_INIT(PERIGEE_LOCK_LEAF, "lua threads");
 static _Thread_local perigee__lthread *my_records;
@@ -243,6 +247,10 @@ int perigee__enter(perigee_interp *interp, int64_t timeout_ns, const char *place
   /* Racing with close is settled below; this spares late comers the wait. */
   if (atomic_load_explicit(&interp->state, memory_order_relaxed) != PERIGEE_INTERP_OPEN)
     return fail_closed();
+  /* Who called exit() may be the holder. */
+  if (PERIGEE_UNLIKELY(atomic_load_explicit(&perigee__closing_at_exit, memory_order_relaxed)) &&
+      timeout_ns > EXIT_WAIT_NS)
+    timeout_ns = EXIT_WAIT_NS;
   if (acquire(interp, timeout_ns, place, quiet) < 0) {
     char holder[400];
     perigee__holder_text(interp, holder, sizeof(holder));

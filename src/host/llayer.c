@@ -7,6 +7,7 @@
 
 #include "base/alloc.h"
 #include "base/log.h"
+#include "group/closing.h"
 #include "host/lerror.h"
 #include "host/lmethods.h"
 #include "host/lshared.h"
@@ -211,8 +212,11 @@ static void backend_close(void *self) {
   int rc = perigee__enter(layer->interp, perigee__enter_timeout(layer->interp),
                           "close of a backend", false, &t);
   if (rc == PERIGEE_ETIMEDOUT)
-    perigee__log(PERIGEE_LOG_ERROR, "backend '%s' is closed without its close method: %s",
-                 layer->name, perigee_last_error()->message);
+    perigee__log(atomic_load_explicit(&perigee__closing_at_exit, memory_order_relaxed)
+                     ? PERIGEE_LOG_DEBUG
+                     : PERIGEE_LOG_ERROR,
+                 "backend '%s' is closed without its close method: %s", layer->name,
+                 perigee_last_error()->message);
   if (rc == 0) {
     perigee_error error;
     /* Events that were queued for this layer come before its close. */

@@ -58,9 +58,9 @@ static void look(lua_State *L, perigee__spot *spot) {
 
 static void answer(lua_State *L, perigee_interp *interp, uint32_t asked) {
   perigee__spot *spot = &interp->spot;
-  /* Whoever asked may have given up. */
+  /* Whoever asked may have given up. acquire: pairs with the asker's exchange, behind which the last answer has been read */
   if (!atomic_compare_exchange_strong_explicit(&spot->state, &asked, PERIGEE_SPOT_WRITING,
-                                               memory_order_relaxed, memory_order_relaxed))
+                                               memory_order_acquire, memory_order_relaxed))
     return;
   look(L, spot);
   /* release: pairs with the acquire of who asked, and so do `n` and `at` */
@@ -348,7 +348,8 @@ static void add_spot(perigee_interp *interp, int tid, char *text, size_t size) {
   perigee__spot *spot = &interp->spot;
   for (size_t i = 0; i < PERIGEE_COUNT(ways); i++) {
     uint32_t idle = PERIGEE_SPOT_IDLE;
-    if (!atomic_compare_exchange_strong_explicit(&spot->state, &idle, ways[i], memory_order_relaxed,
+    /* acq_rel: pairs with the release of who asked before, and with the acquire in answer */
+    if (!atomic_compare_exchange_strong_explicit(&spot->state, &idle, ways[i], memory_order_acq_rel,
                                                  memory_order_relaxed))
       return; /* somebody else asks */
     poke(tid);
@@ -359,7 +360,7 @@ static void add_spot(perigee_interp *interp, int tid, char *text, size_t size) {
       snprintf(text + used, size - used, "%s %s:%d", n == 0 ? "; at" : ", called from",
                spot->at[n].file, spot->at[n].line);
     }
-    atomic_store_explicit(&spot->state, PERIGEE_SPOT_IDLE, memory_order_relaxed);
+    atomic_store_explicit(&spot->state, PERIGEE_SPOT_IDLE, memory_order_release); /* it is read */
     return;
   }
 }
