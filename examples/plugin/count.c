@@ -37,7 +37,7 @@ static int count_open(void *backend, const perigee_layer_info *info, void **self
   (void)backend;
   counter *c = calloc(1, sizeof(*c));
   if (c == NULL)
-    return PERIGEE_ENOMEM;
+    return perigee_error_fail(PERIGEE_ENOMEM, "no memory to count");
   atomic_init(&c->refs, 1);
   c->layer = info->layer;
   c->rank = info->rank;

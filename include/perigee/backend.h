@@ -1,6 +1,8 @@
 /*
  * Backends as layers. A group is a stack of layers, "log(fp16(native))": each either handles an operation or
  * leaves it to the layer below, which is found once, when the group opens.
+ * A program registers a backend with perigee_backend_register; one in a shared library is found by its name (plugin.h).
+ * Functions that fail return a negative code and leave the message with perigee_error_fail.
  * Frozen ABI: perigee_backend_ops_v1 grows at the end only; `size` tells what the maker knew.
  */
 #ifndef PERIGEE_BACKEND_H

@@ -101,4 +101,13 @@ PERIGEE_API const perigee_error *perigee_last_error(void);
  */
 PERIGEE_API size_t perigee_error_format(const perigee_error *error, char *buf, size_t size);
 
+/* ---- for who implements backends, reduce functions and futures -------------------------------------- */
+
+/** Fill this thread's last error with code and message (one line; other fields cleared) and return code:
+ *  `return perigee_error_fail(PERIGEE_ENOTSUP, "no GPU %d", n);` */
+PERIGEE_API int perigee_error_fail(int code, const char *fmt, ...) PERIGEE_PRINTF(2, 3);
+/** Fill *error with code and message; the other fields become "unknown". For ops->run and perigee_future_set_error. Returns code. */
+PERIGEE_API int perigee_error_set(perigee_error *error, int code, const char *fmt, ...)
+    PERIGEE_PRINTF(3, 4);
+
 #endif

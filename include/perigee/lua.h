@@ -11,6 +11,16 @@
  *   perigee_interp_leave. Entering again on the same thread nests. While it is inside, no other thread runs Lua. Collectives
  *   called from Lua give the interpreter up while they wait and take it back before they return.
  *   Never wait for another rank or thread in C while inside: leave first.
+ *   A C function that Lua calls is inside, too. If it takes a lock of the program, and another thread holds that lock and calls an
+ *   operation with an override, each waits for the other: the operation then ends at its deadline with ETIMEDOUT and a message that
+ *   names the thread inside, the override it runs and the Lua line it is at. The same line is logged after 1 s.
+ *
+ * Threads
+ *   Any thread may call any operation of any group, scripted or not, also several threads on one group (in an order that is the same on
+ *   all ranks, as on any process group). A thread's Lua stack is made at its first call and used again when the thread has ended.
+ *   Callbacks from C: perigee_work_on_done.
+ *
+ * Scripts that do not come back: perigee_interp_set_time_limit.
  *
  * A backend written in Lua
  *   perigee_interp *interp;
@@ -88,7 +98,8 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_borrow(lua_State *L, perigee_i
 /**
  * End an owned interpreter, or drop the handle of a borrowed one. NULL in *interp_p is accepted; *interp_p becomes NULL.
  * Owned: new entries are refused; threads inside are asked to come out (their waits end with ECLOSED) and waited for;
- * callbacks that have not run fail their works with ELUASTATE; then lua_close.
+ * callbacks that have not run fail their works with ELUASTATE; then lua_close. Lua code that holds the interpreter for 2 s more is
+ * stopped; if a C function holds it for another 2 s, the interpreter is left as it is, and that is logged.
  * The calling thread must not be inside.
  */
 PERIGEE_API void perigee_interp_destroy(perigee_interp **interp_p);
@@ -96,7 +107,7 @@ PERIGEE_API void perigee_interp_destroy(perigee_interp **interp_p);
 /**
  * Wait for the interpreter and take it.
  * Returns this OS thread's own lua_State of it, valid until the matching leave; NULL with perigee_last_error():
- *   ELUASTATE closed, EFORKED, ENOMEM.
+ *   ETIMEDOUT (perigee_interp_set_enter_timeout; the message says who holds it and where), ELUASTATE closed, EFORKED, ENOMEM.
  * Its stack is the caller's to use; leave it as it was. Calls that may raise belong into lua_pcall.
  */
 PERIGEE_API lua_State *perigee_interp_enter(perigee_interp *interp);
@@ -125,7 +136,7 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_set_time_limit(perigee_interp 
  */
 PERIGEE_API void perigee_interp_set_enter_timeout(perigee_interp *interp, int64_t timeout_ns);
 
-/** Run a file or a string of Lua text. Errors: ELUA with message and traceback, ENOENT (no such file), ENOMEM, or the code
+/** Run a file or a string of Lua text, without a time limit. Errors: ETIMEDOUT as perigee_interp_enter; ELUA with message and traceback, ENOENT (no such file), ENOMEM, or the code
  *  of the error object that was raised. name: for messages; NULL: "string". */
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_run_file(perigee_interp *interp,
                                                            const char *path);
@@ -183,7 +194,7 @@ PERIGEE_API PERIGEE_MUST_CHECK int perigee_interp_step(perigee_interp *interp, i
 /** Nanoseconds until step wants to be called whatever the descriptor says: 0 now, PERIGEE_TIMEOUT_NONE never. Any thread. */
 PERIGEE_API int64_t perigee_interp_timeout(perigee_interp *interp);
 
-/** What an interpreter holds; a snapshot. */
+/** What an interpreter holds; a snapshot. Any thread, never waits. */
 typedef struct perigee_interp_stats {
   uint32_t size;       /* in: sizeof(perigee_interp_stats) */
   int64_t refs;        /* references into the Lua registry held by C */

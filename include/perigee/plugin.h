@@ -1,9 +1,8 @@
 /*
  * Plug-ins: backends written in C, in shared libraries that are found by name.
  *
- * A plug-in named `count` is a file perigee_count.so with one PERIGEE_PLUGIN in it:
+ * A plug-in named `count` is a file perigee_count.so with one PERIGEE_PLUGIN in it (from perigee/perigee.h, as all it needs):
  *
- *   #include <perigee/perigee.h>
  *   static const perigee_backend_ops_v1 ops = {
  *       .size = sizeof(ops), .abi = PERIGEE_BACKEND_ABI, .open = ..., .close = ..., .submit = ...};
  *   PERIGEE_PLUGIN(.default_inner = "native", .ops = &ops);

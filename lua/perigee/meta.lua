@@ -57,8 +57,8 @@ function perigee.init(opts) end
 ---@return perigee.Backend
 function perigee.backend(name, opts) end
 
----Load a backend from a file: a C plug-in by name ("count": perigee_count.so in the folders of PERIGEE_BACKEND_PATH, then
----in the installed one) or by path, or a file of Lua text ("my.lua") that returns a backend table or calls
+---Load a backend from a file: a C plug-in by name ("count": perigee_count.so in the folders of PERIGEE_BACKEND_PATH,
+---then in the installed one) or by path, or a file of Lua text ("my.lua") that returns a backend table or calls
 ---perigee.backend. Stack strings find plug-ins by themselves. Other threads run Lua meanwhile.
 ---Raises ENOENT, EINVAL (no plug-in), EVERSION, or what the file raised.
 ---@param what string # a name, a path with '/' that ends in perigee_<name>.so, or a path that ends in .lua
@@ -66,8 +66,8 @@ function perigee.backend(name, opts) end
 ---@return string name # for stack strings
 function perigee.load_backend(what, name) end
 
----Get and set how long one override or one callback may run Lua; waiting for works does not count. One that runs longer is
----stopped: ETIMEDOUT is raised in it, saying where it was; after 50 ms for cleaning up it is raised again at every
+---Get and set how long one override or one callback may run Lua; waiting for works does not count. One that runs longer
+---is stopped: ETIMEDOUT is raised in it, saying where it was; after 50 ms for cleaning up it is raised again at every
 ---instruction. C functions cannot be stopped. Without a limit an override is stopped 150 ms after the deadline of its
 ---operation. For this interpreter; coroutine.resume and coroutine.wrap are replaced by equals that can be stopped.
 ---@param seconds? number|false # false: no limit; nil: leave as it is

@@ -107,10 +107,28 @@ describe("a plug-in", function()
       refusal "old_abi")
     assert.matches("^EINVAL .*perigee_no_symbol.so is no plug%-in: it has no perigee_plugin_v1", refusal "no_symbol")
     assert.matches("^EINVAL .*perigee_no_ops.so: a plug%-in needs ops or init", refusal "no_ops")
-    assert.matches("^ENOTSUP .*perigee_init_fails.so: its init failed: not supported", refusal "init_fails")
+    assert.matches("^ENOTSUP .*perigee_init_fails.so: its init failed: not here", refusal "init_fails")
     assert.matches("^EINVAL backend 'unresolved' cannot be loaded: .*perigee_of_the_future", refusal "unresolved")
     assert.matches("^ENOENT there is no backend 'absent' %(nor a perigee_absent.so in .*spec_plugins, /",
       refusal "absent")
+  end)
+end)
+
+describe("a plug-in that fails without a message", function()
+  it("gets one that names it", function()
+    ok(bad, [[
+      local world <close> = perigee.init { backend = "silent", rank = 0, size = 1 }
+      pcall(perigee.load_backend, "/nowhere/perigee_x.so") -- a message that is not its own
+      local done, e = pcall(world.allreduce, world, 1)
+      assert(not done and e.code == "ELIMIT" and e.message == "backend 'silent': allreduce: limit reached", tostring(e))
+      done, e = pcall(world.allreduce, world, perigee.zeros("f32", 1), { async = true })
+      assert(not done and e.code == "ERANGE", tostring(e))
+      assert(e.message == "backend 'silent': allreduce: value out of range", e.message)
+    ]])
+    local _, out = lua(bad .. "' PERIGEE_TEST_SILENT='open", [[
+      perigee.init { backend = "silent", rank = 0, size = 1 }
+    ]])
+    assert.matches("backend 'silent': open: out of memory", out)
   end)
 end)
 

@@ -3,7 +3,7 @@
 
 static int init(const char *name) {
   (void)name;
-  return PERIGEE_ENOTSUP;
+  return perigee_error_fail(PERIGEE_ENOTSUP, "not here");
 }
 
 PERIGEE_PLUGIN(.init = init);

@@ -83,6 +83,25 @@ int perigee__fail(int code, const char *fmt, ...) {
   return code;
 }
 
+int perigee_error_fail(int code, const char *fmt, ...) {
+  char text[sizeof(last_error.message)];
+  va_list ap;
+  va_start(ap, fmt);
+  vsnprintf(text, sizeof(text), fmt, ap);
+  va_end(ap);
+  return perigee__fail(code, "%s", text);
+}
+
+int perigee_error_set(perigee_error *error, int code, const char *fmt, ...) {
+  char text[sizeof(last_error.message)]; /* the arguments may point into *error */
+  va_list ap;
+  va_start(ap, fmt);
+  vsnprintf(text, sizeof(text), fmt, ap);
+  va_end(ap);
+  perigee__error_set(error, code, "%s", text);
+  return code;
+}
+
 int perigee__fail_errno(int errno_value, const char *fmt, ...) {
   char text[sizeof(last_error.message)];
   va_list ap;

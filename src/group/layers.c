@@ -25,6 +25,19 @@ static char *stack_text(const perigee_group *group, int from, bool registered) {
   return text;
 }
 
+/* A layer of a plug-in may fail without a word: a stale message must not stand for it. */
+static void unexplained(perigee_error *error, int rc, const perigee_layer *layer,
+                        const char *what) {
+  perigee__error_set(error, rc, "backend '%s': %s: %s", layer->backend->name, what,
+                     perigee_strerror(rc));
+}
+
+static int explained(int rc, const perigee_layer *layer, const char *what) {
+  if (PERIGEE_UNLIKELY(rc < 0) && perigee_last_error()->code != rc)
+    unexplained(perigee__last_error(), rc, layer, what);
+  return rc;
+}
+
 /* Asked once per operation, when the layer is open. */
 static void ask_handles(perigee_layer *layer) {
   const perigee_backend_ops_v1 *ops = &layer->backend->ops;
@@ -119,8 +132,8 @@ static int open_one(perigee_group *group, int i, const perigee_layer *from) {
   };
   const perigee_backend_ops_v1 *ops = &layer->backend->ops;
   if (from != NULL && ops->split != NULL)
-    return ops->split(from->self, &info, &layer->self);
-  return ops->open(layer->backend->self, &info, &layer->self);
+    return explained(ops->split(from->self, &info, &layer->self), layer, "split");
+  return explained(ops->open(layer->backend->self, &info, &layer->self), layer, "open");
 }
 
 static void close_from(perigee_group *group, int first) {
@@ -209,7 +222,8 @@ static int nobody(const perigee_request *req, const char *where) {
 int perigee__layer_submit_at(perigee_group *group, int index, const perigee_request *req,
                              perigee_work **work_p) {
   perigee_layer *layer = &group->layers[index];
-  return layer->backend->ops.submit(layer->self, req, work_p);
+  return explained(layer->backend->ops.submit(layer->self, req, work_p), layer,
+                   perigee_op_name(req->op));
 }
 
 /* Submit and wait. A work with an engine keeps the operation's deadline by itself; any other one that nobody ends is ended
@@ -244,7 +258,11 @@ int perigee__layer_run_at(perigee_group *group, int index, const perigee_request
   perigee_layer *layer = &group->layers[index];
   if (layer->backend->ops.run == NULL)
     return submit_and_wait(group, index, req, error);
-  return layer->backend->ops.run(layer->self, req, error);
+  error->code = 0;
+  int rc = layer->backend->ops.run(layer->self, req, error);
+  if (PERIGEE_UNLIKELY(rc < 0) && error->code != rc)
+    unexplained(error, rc, layer, perigee_op_name(req->op));
+  return rc;
 }
 
 int perigee_layer_submit(perigee_layer *layer, const perigee_request *req, perigee_work **work_p) {

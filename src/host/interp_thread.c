@@ -14,6 +14,8 @@
 #include "host/lerror.h"
 #include "host/watch.h"
 
+/* Who was ready to wait that long also waits for the holder to say where it is. */
+#define ASK_AFTER_NS (20 * PERIGEE_NS_PER_MS)
 /* How long a thread waits for an interpreter while the process ends. */
 #define EXIT_WAIT_NS (100 * PERIGEE_NS_PER_MS)
 
@@ -185,7 +187,7 @@ void perigee__lthreads_detach(perigee_interp *interp) {
 
 static void report_wait(void *arg, int64_t waited_ns) {
   char holder[400];
-  perigee__holder_text(arg, holder, sizeof(holder));
+  perigee__holder_text(arg, true, holder, sizeof(holder));
   perigee__log(PERIGEE_LOG_WARN, "thread %d has waited %.1f s for the Lua interpreter; %s",
                (int)syscall(SYS_gettid), (double)waited_ns / 1e9, holder);
 }
@@ -253,7 +255,7 @@ int perigee__enter(perigee_interp *interp, int64_t timeout_ns, const char *place
     timeout_ns = EXIT_WAIT_NS;
   if (acquire(interp, timeout_ns, place, quiet) < 0) {
     char holder[400];
-    perigee__holder_text(interp, holder, sizeof(holder));
+    perigee__holder_text(interp, timeout_ns >= ASK_AFTER_NS, holder, sizeof(holder));
     return perigee__fail(PERIGEE_ETIMEDOUT, "timed out waiting for the Lua interpreter: %s",
                          holder);
   }

@@ -365,7 +365,7 @@ static void add_spot(perigee_interp *interp, int tid, char *text, size_t size) {
   }
 }
 
-void perigee__holder_text(perigee_interp *interp, char *text, size_t size) {
+void perigee__holder_text(perigee_interp *interp, bool ask, char *text, size_t size) {
   int tid = atomic_load_explicit(&interp->holder_tid, memory_order_relaxed);
   if (tid == 0) {
     snprintf(text, size, "it was free for a moment");
@@ -375,7 +375,8 @@ void perigee__holder_text(perigee_interp *interp, char *text, size_t size) {
   const char *place = atomic_load_explicit(&interp->holder_place, memory_order_relaxed);
   snprintf(text, size, "thread %d holds it since %.1f s (%s", tid,
            (double)(perigee__now_ns() - since) / 1e9, place != NULL ? place : "its own Lua code");
-  add_spot(interp, tid, text, size - 2);
+  if (ask)
+    add_spot(interp, tid, text, size - 2);
   size_t used = strlen(text);
   snprintf(text + used, size - used, ")");
 }

@@ -63,8 +63,9 @@ void perigee__watch_remove(perigee_interp *interp);
 void perigee__watch_unblock(void);
 
 /** Who holds the interpreter, since when, and where it is: "thread 12 holds it since 1.0 s (barrier of backend 'x', x.lua:3; at x.lua:7)".
- *  Asks the holder, which takes up to 80 ms when it does not run Lua code. Outside, no lock held. */
-void perigee__holder_text(perigee_interp *interp, char *text, size_t size);
+ *  ask: the holder for the
+ *  line, which takes up to 80 ms when it does not run Lua code. Outside, no lock held. */
+void perigee__holder_text(perigee_interp *interp, bool ask, char *text, size_t size);
 
 /** lua_resume of a coroutine that may be stopped and asked. [-?, +?, -] */
 int perigee__resume(perigee__lthread *t, lua_State *co, lua_State *from, int nargs, int *nres_p);
