@@ -265,6 +265,7 @@ function Tensor:key() end
 ---@field name string
 ---@field factor? number # premul_sum
 ---@field commutative boolean
+---@field reduce? fun(acc: any, x: any): any # what perigee.op was given: an override may call it
 local ReduceOp = {}
 
 ---A sum of contributions that are each multiplied by factor first.
@@ -272,10 +273,11 @@ local ReduceOp = {}
 ---@return perigee.ReduceOp
 function perigee.premul_sum(factor) end
 
----A reduce operation in Lua. reduce(acc, x) changes acc in place (or returns a tensor); it is called per chunk,
----in rank order, with
----views that are valid only in the call. The name is compared across ranks.
----@param def {name: string, reduce: fun(acc: perigee.Tensor, x: perigee.Tensor), commutative?: boolean}
+---A reduce operation in Lua, for tensors and for any value that perigee.encode takes (allreduce_object).
+---On tensors reduce(acc, x) changes acc in place (or returns a tensor); it is called per chunk, on every rank, always
+---in rank order, with views that are valid only in the call. On other values it returns the new value, or nothing when
+---it has changed acc in place. The name is compared across ranks.
+---@param def {name: string, reduce: (fun(acc: any, x: any): any), commutative?: boolean}
 ---@return perigee.ReduceOp
 function perigee.op(def) end
 
@@ -301,8 +303,9 @@ function perigee.op(def) end
 ---@return perigee.Error
 function perigee.error(code, message, fields) end
 
----A value as bytes: nil, booleans, numbers, strings, tables of these, tensors. Refuses the rest and says where:
----"value.a[3]: function".
+---A value as bytes: nil, booleans, numbers, strings, tables of these (trees: what is reached twice is copied twice),
+---tensors, error objects. Refuses the rest and says where: "value.a[3]: function", "value.b: a table with a metatable".
+---Tables nest at most 100 deep and have at most 2^26 entries together; the bytes are at most 1 GiB.
 ---@param value any
 ---@return string
 function perigee.encode(value) end
@@ -597,7 +600,9 @@ Group.recvAnysource = Group.recv_anysource
 ---@field root? integer # default 0
 ---@field timeout? number # of the whole exchange
 
----The root's value (what perigee.encode takes) on every rank. Blocks, as its siblings do.
+---The root's value (what perigee.encode takes) on every rank. This and its siblings block. A value that cannot be
+---encoded is an error on every rank that needs it, at once, and the group stays usable. A value takes at most 1 GiB
+---encoded, and so do the values of all ranks together where one rank gets them.
 ---@param value any # looked at on the root alone
 ---@param opts? perigee.ObjectOptions
 ---@return any
@@ -613,10 +618,25 @@ function Group:allgather_object(value, opts) end
 ---@return any[]? # the values of all ranks, on the root; nil elsewhere
 function Group:gather_object(value, opts) end
 
----@param values? any[] # one per rank, on the root
+---@param values? any[] # one per rank, on the root; with its field n (table.pack) when some are nil
 ---@param opts? perigee.ObjectOptions
 ---@return any # element r + 1 on rank r
 function Group:scatter_object(values, opts) end
+
+---The values of all ranks reduced by a function of the script: op.reduce(op.reduce(v0, v1), v2) ..., always in rank
+---order. Rank 0 alone calls it, with copies, and sends the result to all, so every rank gets an equal value whatever
+---the function does. When it fails, every rank gets its error, `ranks` and `origin` naming the rank where it ran. It
+---must not wait.
+---@param value any
+---@param opts {op: perigee.ReduceOp, timeout?: number} # op: of perigee.op
+---@return any
+function Group:allreduce_object(value, opts) end
+
+---As allreduce_object, by the root, which alone gets the result; nil elsewhere. An error is raised on every rank.
+---@param value any
+---@param opts {op: perigee.ReduceOp, root?: integer, timeout?: number}
+---@return any
+function Group:reduce_object(value, opts) end
 
 ---@param value any
 ---@param dst integer

@@ -39,12 +39,21 @@ describe("the codec", function()
     assert.same({}, round(perigee.zeros("f32", {})).shape)
   end)
 
-  it("copies what is reached twice, and leaves metatables behind", function()
+  it("copies what is reached twice", function()
     local shared = { 1 }
     local back = round { shared, shared }
     assert.same({ { 1 }, { 1 } }, back)
     assert.is_false(back[1] == back[2])
-    assert.is_nil(getmetatable(round(setmetatable({ 1 }, { __index = {} }))))
+  end)
+
+  it("keeps error objects what they are", function()
+    local back = round { e = perigee.error("ERANGE", "too far", { ranks = { 1, 3 }, cause = "x" }) }.e
+    assert.equal("ERANGE", back.code)
+    assert.same({ 1, 3 }, back.ranks)
+    assert.equal("x", back.cause)
+    assert.equal("too far", tostring(back))
+    assert.equal("EPROTO", helpers.raised(perigee.decode, "PG1ei\2").code)
+    assert.equal("EPROTO", helpers.raised(perigee.decode, "PG1e").code)
   end)
 
   it("refuses the rest and says where", function()
@@ -60,6 +69,26 @@ describe("the codec", function()
     for _ = 1, 200 do deep = { deep } end
     assert.matches("nest too deep", message(perigee.encode, deep))
     assert.equal("EINVAL", helpers.raised(perigee.encode, print).code)
+    -- Behaviour does not travel, so a table that has some is no data.
+    local touched = false
+    local proxy = setmetatable({}, { __index = function() touched = true end, __pairs = function() touched = true end })
+    assert.matches("value%.a%.b: a table with a metatable", message(perigee.encode, { a = { b = proxy } }))
+    assert.matches("value: a table with a metatable", message(perigee.encode, setmetatable({}, {})))
+    assert.is_false(touched)
+    assert.matches("value: redop", (message(perigee.encode, perigee.premul_sum(2)):gsub("reduce op", "redop")))
+  end)
+
+  it("has limits: depth, entries", function()
+    local function nested(n)
+      local v = {}
+      for _ = 2, n do v = { v } end
+      return v
+    end
+    assert.same(nested(100), round(nested(100)))
+    assert.matches("nest too deep", message(perigee.encode, nested(101)))
+    -- 2^26 + 1 entries of one byte each, announced and there.
+    local many = "PG1a\129\128\128\32" .. ("n"):rep((1 << 26) + 1)
+    assert.matches("too many table entries", message(perigee.decode, many))
   end)
 
   it("survives every cut and every changed byte", function()
@@ -131,7 +160,8 @@ describe("values between ranks", function()
       fails(function() world:broadcast_object(print, { root = 1 }) end, "value: function", refused)
       fails(function() world:allgather_object(bad and { f = print } or 1) end, "value.f: function", refused)
       fails(function() world:gather_object(bad and print or 1) end, "value: function", refused)
-      fails(function() world:scatter_object(bad and { 1, print } or nil, { root = 1 }) end, "value: function", refused)
+      fails(function() world:scatter_object(bad and { 1, print } or nil, { root = 1 }) end,
+        "value%[2%]: function", refused)
       if bad then
         local ok = pcall(world.send_object, world, print, 0)
         assert(not ok)
@@ -163,6 +193,20 @@ describe("values between ranks", function()
       message(world.broadcast_object, world, 1, { rot = 0 }))
     assert.matches("root: a rank expected, got 1", message(world.gather_object, world, 1, { root = 1 }))
     assert.matches("a list with one value per rank expected, got nil", message(world.scatter_object, world))
+    assert.matches("a list with 1 values, one per rank, expected, got 2",
+      message(world.scatter_object, world, { 1, 2 }))
+    assert.matches("tag: an integer >= 0 expected, got %-1", message(world.recv_object, world, 0, { tag = -1 }))
+    assert.matches("timeout", message(world.broadcast_object, world, 1, { timeout = -1 }))
+    assert.matches("unknown option 'root'", message(world.allgather_object, world, 1, { root = 0 }))
+    assert.equal("x", world:broadcast_object("x", { timeout = 5 }))
+    assert.same({ "x" }, world:gather_object("x", { timeout = 5 }))
+    local op = perigee.op { name = "o", reduce = function(a) return a end }
+    assert.matches("op: perigee.op{...} expected, got sum", message(world.allreduce_object, world, 1, { op = "sum" }))
+    assert.matches("op: perigee.op{...} expected, got nothing", message(world.allreduce_object, world, 1))
+    assert.matches("op: perigee.op{...} expected, got reduce op premul_sum",
+      message(world.reduce_object, world, 1, { op = perigee.premul_sum(2) }))
+    assert.matches("unknown option 'root'", message(world.allreduce_object, world, 1, { op = op, root = 0 }))
+    assert.matches("root: a rank expected, got 1", message(world.reduce_object, world, 1, { op = op, root = 1 }))
     assert.matches("a rank expected, got nothing", message(world.send_object, world, 1))
     assert.matches("options table expected, got number", message(world.allgather_object, world, 1, 5))
   end)

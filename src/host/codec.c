@@ -15,6 +15,8 @@
 typedef struct buffer {
   char *data;
   size_t size, capacity;
+  size_t items; /* table entries so far */
+  int i;        /* of a list: what is encoded is value[i]; else 0 */
 } buffer;
 
 /* Where the encoder is, from the value outward: for messages, and against cycles. */
@@ -36,7 +38,7 @@ static int buffer_gc(lua_State *L) {
 /* [-0, +1, m] */
 static buffer *buffer_new(lua_State *L) {
   buffer *b = lua_newuserdatauv(L, sizeof(*b), 0);
-  *b = (buffer){NULL, 0, 0};
+  *b = (buffer){.data = NULL};
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &buffer_key) == LUA_TNIL) {
     lua_pop(L, 1);
     lua_createtable(L, 0, 1);
@@ -85,10 +87,11 @@ static void put_le64(lua_State *L, buffer *b, uint64_t n) {
 
 /* ---- refusals ------------------------------------------------------------------------------------ */
 
-static size_t path_of(lua_State *L, const place *p, char *buf, size_t size) {
+static size_t path_of(lua_State *L, const buffer *b, const place *p, char *buf, size_t size) {
   if (p == NULL)
-    return (size_t)snprintf(buf, size, "value");
-  size_t used = path_of(L, p->outer, buf, size);
+    return b->i == 0 ? (size_t)snprintf(buf, size, "value")
+                     : (size_t)snprintf(buf, size, "value[%d]", b->i);
+  size_t used = path_of(L, b, p->outer, buf, size);
   if (used >= size)
     return used;
   if (lua_type(L, p->key) == LUA_TSTRING)
@@ -99,9 +102,9 @@ static size_t path_of(lua_State *L, const place *p, char *buf, size_t size) {
   return used;
 }
 
-_Noreturn static void refuse(lua_State *L, const place *p, const char *what) {
+_Noreturn static void refuse(lua_State *L, const buffer *b, const place *p, const char *what) {
   char path[256];
-  path_of(L, p, path, sizeof(path));
+  path_of(L, b, p, path, sizeof(path));
   perigee__raise(L, PERIGEE_EINVAL, "%s: %s", path, what);
 }
 
@@ -131,14 +134,21 @@ static bool in_list(lua_State *L, int key, lua_Unsigned n) {
 static void encode_table(lua_State *L, buffer *b, int index, const place *p) {
   int depth = p != NULL ? p->depth + 1 : 1;
   if (depth > PERIGEE_CODEC_DEPTH)
-    refuse(L, p, "tables nest too deep");
+    refuse(L, b, p, "tables nest too deep");
   for (const place *q = p; q != NULL; q = q->outer)
     if (lua_rawequal(L, q->table, index))
-      refuse(L, p, "the table contains itself");
+      refuse(L, b, p, "the table contains itself");
   luaL_checkstack(L, 12, "tables nest too deep");
+  if (perigee__error_is(L, index))
+    put_byte(L, b, 'e');
+  else if (lua_getmetatable(L, index))
+    refuse(L, b, p, "a table with a metatable");
   lua_Unsigned n = lua_rawlen(L, index), m = 0;
   for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1))
     m += !in_list(L, lua_gettop(L) - 1, n);
+  if (n > PERIGEE_CODEC_ITEMS || (b->items += n + m) > PERIGEE_CODEC_ITEMS)
+    perigee__raise(L, PERIGEE_ELIMIT, "the value has more than %d table entries",
+                   PERIGEE_CODEC_ITEMS);
   put_byte(L, b, m == 0 ? 'a' : n == 0 ? 'm' : 'b');
   if (n > 0 || m == 0)
     put_varint(L, b, n);
@@ -158,7 +168,7 @@ static void encode_table(lua_State *L, buffer *b, int index, const place *p) {
     const place here = {p, index, key, depth};
     int type = lua_type(L, key);
     if (type != LUA_TSTRING && type != LUA_TNUMBER && type != LUA_TBOOLEAN)
-      refuse(L, p, lua_pushfstring(L, "a key is a %s", perigee__type_name(L, key)));
+      refuse(L, b, p, lua_pushfstring(L, "a key is a %s", perigee__type_name(L, key)));
     encode_value(L, b, key, &here);
     encode_value(L, b, key + 1, &here);
   }
@@ -205,20 +215,23 @@ static void encode_value(lua_State *L, buffer *b, int index, const place *p) {
   default: {
     perigee_tensor *t = perigee__tensor_get(L, index);
     if (t == NULL)
-      refuse(L, p, perigee__type_name(L, index));
+      refuse(L, b, p, perigee__type_name(L, index));
     encode_tensor(L, b, t);
   }
   }
 }
 
-void perigee__encode(lua_State *L, int index) {
+void perigee__encode(lua_State *L, int index) { perigee__encode_at(L, index, 0); }
+
+void perigee__encode_at(lua_State *L, int index, int i) {
   index = lua_absindex(L, index);
   buffer *b = buffer_new(L);
+  b->i = i;
   put(L, b, MAGIC, 3);
   encode_value(L, b, index, NULL);
   lua_pushlstring(L, b->data, b->size);
   free(b->data); /* not only when it is collected: it may be large */
-  *b = (buffer){NULL, 0, 0};
+  *b = (buffer){.data = NULL};
   lua_remove(L, -2);
 }
 
@@ -226,6 +239,7 @@ void perigee__encode(lua_State *L, int index) {
 
 typedef struct reader {
   const unsigned char *at, *end;
+  size_t items; /* table entries so far */
 } reader;
 
 _Noreturn static void malformed(lua_State *L, const char *what) {
@@ -265,6 +279,8 @@ static void decode_value(lua_State *L, reader *r, int depth);
 
 static void decode_table(lua_State *L, reader *r, int depth, bool list, bool map) {
   size_t n = list ? get_count(L, r, 1) : 0, m = map ? get_count(L, r, 2) : 0;
+  if ((r->items += n + m) > PERIGEE_CODEC_ITEMS)
+    malformed(L, "too many table entries");
   if (depth == PERIGEE_CODEC_DEPTH)
     malformed(L, "tables nest too deep");
   luaL_checkstack(L, 8, "tables nest too deep");
@@ -344,6 +360,14 @@ static void decode_value(lua_State *L, reader *r, int depth) {
   case 'b':
     decode_table(L, r, depth, tag != 'm', tag != 'a');
     return;
+  case 'e': {
+    unsigned char kind = get_byte(L, r);
+    if (kind != 'a' && kind != 'm' && kind != 'b')
+      malformed(L, "an error object is no table");
+    decode_table(L, r, depth, kind != 'm', kind != 'a');
+    perigee__error_bless(L);
+    return;
+  }
   case 'x':
     decode_tensor(L, r);
     return;
@@ -355,7 +379,7 @@ static void decode_value(lua_State *L, reader *r, int depth) {
 void perigee__decode(lua_State *L, const char *data, size_t size) {
   if (size < 3 || memcmp(data, MAGIC, 3) != 0)
     malformed(L, "not made by perigee.encode");
-  reader r = {(const unsigned char *)data + 3, (const unsigned char *)data + size};
+  reader r = {(const unsigned char *)data + 3, (const unsigned char *)data + size, 0};
   decode_value(L, &r, 0);
   if (r.at != r.end)
     malformed(L, "bytes after the end");

@@ -17,6 +17,11 @@ bool perigee__error_is(lua_State *L, int index) {
   return same;
 }
 
+void perigee__error_bless(lua_State *L) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &meta_key);
+  lua_setmetatable(L, -2);
+}
+
 void perigee__copy_text(char *to, size_t size, const char *text) {
   snprintf(to, size, "%s", text != NULL ? text : "");
 }

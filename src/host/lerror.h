@@ -16,6 +16,9 @@ void perigee__error_any(lua_State *L, int index, perigee_error *error);
 /** [-0, +0, -] */
 bool perigee__error_is(lua_State *L, int index);
 
+/** Make the table on top of the stack an error object. [-0, +0, -] */
+void perigee__error_bless(lua_State *L);
+
 /** A message handler that makes an error object with a traceback of whatever was raised. [-1, +1, m] */
 int perigee__error_object(lua_State *L);
 

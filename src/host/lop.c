@@ -153,6 +153,19 @@ bool perigee__redop_get(lua_State *L, int index, perigee_redop *redop) {
   return true;
 }
 
+bool perigee__redop_is_script(lua_State *L, int index, perigee_redop *redop) {
+  perigee_redop found;
+  if (!perigee__redop_get(L, index, &found) || found.kind != PERIGEE_REDOP_CUSTOM ||
+      found.custom->reduce != custom_reduce)
+    return false;
+  *redop = found;
+  return true;
+}
+
+void perigee__redop_push_function(lua_State *L, const perigee_redop *redop) {
+  lua_rawgeti(L, LUA_REGISTRYINDEX, ((const lcustom *)redop->custom)->fn->ref);
+}
+
 void perigee__redop_push(lua_State *L, const perigee_redop *redop) {
   if (redop->kind != PERIGEE_REDOP_CUSTOM && redop->kind != PERIGEE_REDOP_PREMUL_SUM) {
     lua_pushstring(L, perigee_redop_name((int)redop->kind));
@@ -192,6 +205,8 @@ static int l_index(lua_State *L) {
   bool custom = object->redop.kind == PERIGEE_REDOP_CUSTOM;
   if (strcmp(key, "name") == 0)
     lua_pushstring(L, custom ? object->redop.custom->name : "premul_sum");
+  else if (strcmp(key, "reduce") == 0 && custom && object->redop.custom->reduce == custom_reduce)
+    perigee__redop_push_function(L, &object->redop);
   else if (strcmp(key, "factor") == 0 && !custom)
     lua_pushnumber(L, object->redop.factor);
   else if (strcmp(key, "commutative") == 0)

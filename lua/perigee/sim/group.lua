@@ -4,6 +4,7 @@ local blame = require "perigee.sim.blame"
 local call = require "perigee.sim.call"
 local Comm = require "perigee.sim.comm"
 local Work = require "perigee.sim.work"
+local objects = require "perigee.sim.objects"
 local overrides = require "perigee.sim.methods"
 
 local Group = {}
@@ -255,6 +256,7 @@ local function operation(name)
 end
 
 for name in pairs(call.rows) do methods[name] = operation(call.rows[name].name) end
+for name, f in pairs(objects) do methods[name] = f end
 
 -- ---- life ----------------------------------------------------------------------------------------------------------
 
