@@ -186,6 +186,8 @@ static void number_to_tensor(lua_State *L, perigee__call *call, int index) {
 
 static void push_number(lua_State *L, const perigee_tensor *t, unsigned conv) {
   perigee_scalar value;
+  if (t == NULL) /* a finalizer of the script looks at a work after the state's end has begun */
+    perigee__raise(L, PERIGEE_ELUASTATE, "the value is gone: the Lua state is being closed");
   perigee__check(L, perigee_tensor_get(t, 0, &value));
   if ((conv & PERIGEE_CONV_INTEGER) && value.kind == PERIGEE_SCALAR_FLOAT &&
       floor(value.re) == value.re && fabs(value.re) <= 9007199254740992.0)

@@ -76,6 +76,7 @@ typedef struct perigee__lthread {
   lua_Hook old_hook;
   lua_State *hooked;
   bool drains_next; /* it runs the ready queue right afterwards: what it queues wakes nobody */
+  bool serves;      /* the dispatcher */
   void *defer_for;  /* the layer whose synchronous override runs here, or NULL (deferred.h) */
   struct perigee__deferred *deferred; /* what it holds back; one reference */
   struct perigee__lbatch *batches; /* coalescings it is inside of, innermost first (lcoalesce.c) */
@@ -89,8 +90,12 @@ typedef struct perigee__ready {
   void (*run)(perigee__lthread *t, lua_State *L, struct perigee__ready *self);
   /** The interpreter is closed: frees it without Lua. */
   void (*drop)(struct perigee__ready *self);
-  /** It may wait: it runs outside of the one-at-a-time rule, so that what it waits for can run. */
+  /** It may wait: it runs outside of the one-at-a-time rule, so that what it waits for can run. The dispatcher runs it,
+   *  or `owner` while it waits: another thread may be a rank that what it waits for needs. A wait with a limit runs only what
+   *  ends its own work. */
   bool may_wait;
+  const perigee__lthread *owner; /* compared only, as is work */
+  const perigee_work *work;      /* what it ends */
 } perigee__ready;
 
 /* A thread that waits for a work and can run the queue meanwhile. On that thread's stack. */
@@ -98,8 +103,15 @@ typedef struct perigee__waiter {
   perigee__node node;         /* in interp->waiters; under ready_lock */
   perigee_work *work;         /* the waiting thread holds a reference */
   _Atomic uint32_t interrupt; /* 1: come out; release by who queues, read by the wait */
+  bool limited;               /* the script said how long */
+  int64_t deadline_ns;
   struct perigee__waiter *outer;
 } perigee__waiter;
+
+/* The wait has nothing left to wait for: its thread must not begin, or go on with, what may take long. */
+static inline bool perigee__waiter_over(const perigee__waiter *w) {
+  return perigee_work_is_completed(w->work) || perigee__passed(w->deadline_ns);
+}
 
 /* A registry reference that may be dropped on any thread. */
 typedef struct perigee__luaref {
@@ -175,6 +187,7 @@ struct perigee_interp {
   unsigned wanting; /* threads that wait for the mutex while `loop_inside` */
 
   _Atomic uint32_t ready_count; /* items in ready; relaxed hint outside the lock */
+  uint32_t ready_waits;         /* of them, those that may wait; under ready_lock */
   _Atomic uint32_t has_garbage; /* relaxed hint */
   _Atomic bool driven;          /* a foreign loop polls event_fd: the dispatcher rests; relaxed */
   _Atomic bool loop_inside;     /* that loop's thread sleeps with the mutex held; relaxed */
@@ -284,9 +297,7 @@ void perigee__garbage_free(perigee_interp *interp);
 
 /** Any thread, no lock held: append, and see that somebody runs it: a thread that waits in this interpreter, or the dispatcher. */
 void perigee__ready_push(perigee_interp *interp, perigee__ready *item);
-/** Inside, by a thread that waits right afterwards: append and wake nobody; that wait runs it. */
-void perigee__ready_push_own(perigee_interp *interp, perigee__lthread *t, perigee__ready *item);
-/** Inside: run everything that is ready, oldest first. False when nothing was or somebody else is at it. */
+/** Inside: run everything that is ready and for this thread, oldest first. False when nothing was or somebody else is at it. */
 bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State *L);
 /** As drain, at most `limit` items; returns how many. */
 size_t perigee__ready_run(perigee_interp *interp, perigee__lthread *t, lua_State *L, size_t limit);

@@ -58,7 +58,7 @@ int perigee__trampoline_run(void *self, const perigee_request *req, perigee_erro
  *  these. req: the operation, or NULL. waits: the caller waits for it right afterwards. [-0, +0, e] */
 PERIGEE_RAISES perigee_work *perigee__result_work(lua_State *L, perigee__llayer *layer,
                                                   const perigee_request *req, int64_t timeout_ns,
-                                                  bool waits);
+                                                  perigee__ready **drive_p);
 
 /** Raise when `name` is an operation misspelt, or when B holds an operation under two names. B at index. [-0, +0, e] */
 PERIGEE_RAISES void perigee__backend_check_name(lua_State *L, int index, const char *name);

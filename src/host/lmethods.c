@@ -128,7 +128,7 @@ static void take_group(lua_State *L, method_call *c) {
 }
 
 static void take_work(lua_State *L, method_call *c) {
-  c->work = perigee__result_work(L, c->layer, NULL, c->timeout_ns, false);
+  c->work = perigee__result_work(L, c->layer, NULL, c->timeout_ns, NULL);
   if (c->work == NULL)
     wrong_type(L, c, "a Work, a table with wait, get_future or is_completed, or true");
 }
@@ -141,7 +141,7 @@ static void take_optional_work(lua_State *L, method_call *c) {
 static void take_group_or_work(lua_State *L, method_call *c) {
   if (take_group_if(L, c))
     return;
-  c->work = perigee__result_work(L, c->layer, NULL, c->timeout_ns, false);
+  c->work = perigee__result_work(L, c->layer, NULL, c->timeout_ns, NULL);
   if (c->work == NULL)
     wrong_type(L, c, "the new group, or a Work or true when this one stays");
 }

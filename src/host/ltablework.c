@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "host/lerror.h"
@@ -17,6 +18,9 @@ typedef struct table_work {
   perigee__luaref *table;
   perigee_work *work; /* one reference */
   int64_t deadline_ns;
+  bool again; /* somebody else goes on with it; written and read by who runs `drive` */
+  int rank;   /* who reports its errors, and where */
+  char group[sizeof(((perigee_error *)NULL)->group)];
 } table_work;
 
 static void release(table_work *w) {
@@ -47,15 +51,21 @@ static double seconds_left(const table_work *w) {
                                          : (double)perigee__time_left(w->deadline_ns) / 1e9;
 }
 
-/* Until the table says that it is completed, or the work has ended otherwise. */
-static void poll_completed(lua_State *L, table_work *w) {
+/* Until the table says that it is completed, or the work has ended otherwise. False: this thread has waited for something
+ * else, and that has ended. */
+static bool poll_completed(lua_State *L, table_work *w) {
+  const perigee__lthread *t = perigee__lthread_here(w->interp, L);
   while (!perigee_work_is_completed(w->work)) {
+    if (t->waiter != NULL && perigee__waiter_over(t->waiter))
+      return false;
     push_method(L, "is_completed");
     lua_call(L, 1, 1);
     bool completed = lua_toboolean(L, -1);
     lua_pop(L, 1);
     if (completed)
-      return;
+      return true;
+    if (atomic_load_explicit(&w->interp->state, memory_order_relaxed) != PERIGEE_INTERP_OPEN)
+      perigee__raise(L, PERIGEE_ELUASTATE, "the Lua interpreter is being closed");
     if (perigee__passed(w->deadline_ns))
       perigee__raise(L, PERIGEE_ETIMEDOUT, "timed out: the table as Work is not completed");
     perigee__gap gap;
@@ -63,6 +73,7 @@ static void poll_completed(lua_State *L, table_work *w) {
     perigee__sleep_ns(POLL_NS);
     perigee__gap_close(w->interp, &gap);
   }
+  return true;
 }
 
 static int drive_body(lua_State *L) {
@@ -74,8 +85,9 @@ static int drive_body(lua_State *L) {
     if (lua_type(L, -1) == LUA_TBOOLEAN && !lua_toboolean(L, -1))
       perigee__raise(L, PERIGEE_ELUA, "wait of a table as Work returned false");
     lua_settop(L, 2);
-  } else {
-    poll_completed(L, w);
+  } else if (!poll_completed(L, w)) {
+    w->again = true;
+    return 0;
   }
   if (push_method(L, "error")) {
     lua_call(L, 1, 1);
@@ -95,10 +107,19 @@ static void drive_run(perigee__lthread *t, lua_State *L, perigee__ready *ready) 
   table_work *w = PERIGEE_CONTAINER_OF(ready, table_work, drive);
   perigee_error error;
   if (!perigee_work_is_completed(w->work)) {
-    if (perigee__protect(L, drive_body, w, &error) < 0)
+    if (perigee__protect(L, drive_body, w, &error) < 0) {
+      if (error.rank < 0)
+        error.rank = w->rank;
+      if (error.group[0] == '\0')
+        memcpy(error.group, w->group, sizeof(error.group));
       perigee_future_set_error(w->work, &error);
-    else
+    } else if (w->again) {
+      w->again = false;
+      perigee__ready_push(w->interp, &w->drive);
+      return;
+    } else {
       perigee_future_set_result(w->work);
+    }
   }
   release(w);
 }
@@ -155,24 +176,45 @@ static bool has(lua_State *L, const char *name) {
   return yes;
 }
 
-static perigee_work *from_future(lua_State *L) {
+/* A method that cannot be called is told where the table is returned, not when it is first needed. */
+static void check_methods(lua_State *L, const perigee__llayer *layer, const char *op) {
+  static const char *const names[] = {"wait",  "get_future", "is_completed",
+                                      "error", "result",     "abort"};
+  int top = lua_gettop(L);
+  for (size_t i = 0; i < PERIGEE_COUNT(names); i++) {
+    int type = lua_getfield(L, -1, names[i]);
+    if (type != LUA_TNIL && type != LUA_TFUNCTION && luaL_getmetafield(L, -1, "__call") == LUA_TNIL)
+      perigee__raise(
+          L, PERIGEE_ELUATYPE,
+          "backend '%s': %s returned a table as Work whose %s is a %s, a function expected",
+          layer->name, op, names[i], perigee__type_name(L, -1));
+    lua_settop(L, top);
+  }
+}
+
+static perigee_work *from_future(lua_State *L, const perigee__llayer *layer, const char *op) {
   lua_getfield(L, -1, "get_future");
   lua_pushvalue(L, -2);
   lua_call(L, 1, 1);
   const perigee__lwork *future = perigee__lwork_get(L, -1);
   if (future == NULL)
-    perigee__raise(L, PERIGEE_ELUATYPE, "get_future of a table as Work must return a Work, got %s",
-                   perigee__type_name(L, -1));
+    perigee__raise(L, PERIGEE_ELUATYPE,
+                   "backend '%s': %s: get_future of a table as Work must return a Work, got %s",
+                   layer->name, op, perigee__type_name(L, -1));
   perigee_work *work = perigee_work_ref(future->box.ptr);
   lua_pop(L, 1);
   return work;
 }
 
-perigee_work *perigee__table_work(lua_State *L, perigee_interp *interp, const perigee_request *req,
-                                  int64_t timeout_ns, bool own) {
+perigee_work *perigee__table_work(lua_State *L, const perigee__llayer *layer,
+                                  const perigee_request *req, int64_t timeout_ns,
+                                  perigee__ready **drive_p) {
+  perigee_interp *interp = layer->interp;
+  const char *op = req != NULL ? perigee_op_name(req->op) : "a method";
+  check_methods(L, layer, op);
   bool waits = has(L, "wait");
   if (!waits && has(L, "get_future"))
-    return from_future(L);
+    return from_future(L, layer, op);
   if (!waits && !has(L, "is_completed"))
     return NULL;
   lua_pushvalue(L, -1);
@@ -194,12 +236,16 @@ perigee_work *perigee__table_work(lua_State *L, perigee_interp *interp, const pe
                     .work = perigee_work_ref(work),
                     .deadline_ns = timeout_ns == PERIGEE_TIMEOUT_NONE
                                        ? PERIGEE_NEVER
-                                       : perigee__deadline_in(timeout_ns)};
+                                       : perigee__deadline_in(timeout_ns),
+                    .rank = layer->rank};
+  memcpy(w->group, layer->group_name, sizeof(w->group));
   perigee__interp_ref(interp);
   if (perigee_work_on_done(work, on_ended, w) < 0)
     release(w); /* abort of the table is lost, nothing else */
-  if (own)
-    perigee__ready_push_own(interp, perigee__lthread_here(interp, L), &w->drive);
+  w->drive.owner = perigee__lthread_here(interp, L);
+  w->drive.work = work;
+  if (drive_p != NULL)
+    *drive_p = &w->drive;
   else
     perigee__ready_push(interp, &w->drive);
   return work;

@@ -15,14 +15,16 @@
 
 #include <perigee/work.h>
 
-#include "host/interp.h"
+#include "host/lbackend.h"
 
 /**
- * [-0, +0, e] The table on top of the stack as a work (returned owned), NULL when it has none of the methods.
- * req: the operation. timeout_ns: what is left of it, given to wait. own: the calling thread waits for it right afterwards.
+ * [-0, +0, e] The table on top of the stack as a work (returned owned), NULL when it has none of the methods; ELUATYPE when one is
+ * no function.
+ * req: the operation. timeout_ns: what is left of it, given to wait. drive_p:
+ * NULL, or the calling thread waits for the work right afterwards: it then runs what it gets here, with no other thread in between.
  */
-PERIGEE_RAISES perigee_work *perigee__table_work(lua_State *L, perigee_interp *interp,
+PERIGEE_RAISES perigee_work *perigee__table_work(lua_State *L, const perigee__llayer *layer,
                                                  const perigee_request *req, int64_t timeout_ns,
-                                                 bool own);
+                                                 perigee__ready **drive_p);
 
 #endif

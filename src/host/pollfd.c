@@ -16,10 +16,15 @@
 
 #include "base/assert.h"
 
+/* Whether the queue has items that step may run: those that may wait are the dispatcher's. */
+static bool to_step_locked(const perigee_interp *interp) {
+  return atomic_load_explicit(&interp->ready_count, memory_order_relaxed) > interp->ready_waits;
+}
+
 void perigee__pollfd_update_locked(perigee_interp *interp) {
   if (PERIGEE_LIKELY(interp->event_fd < 0))
     return;
-  bool set = interp->wanting > 0 || (!interp->event_hushed && !perigee__list_empty(&interp->ready));
+  bool set = interp->wanting > 0 || (!interp->event_hushed && to_step_locked(interp));
   if (set == interp->event_set)
     return;
   uint64_t one = 1;
@@ -106,7 +111,7 @@ int perigee_interp_step(perigee_interp *interp, int64_t timeout_ns) {
 
 int64_t perigee_interp_timeout(perigee_interp *interp) {
   perigee__lock(&interp->ready_lock);
-  bool now = !interp->event_hushed && !perigee__list_empty(&interp->ready);
+  bool now = !interp->event_hushed && to_step_locked(interp);
   perigee__unlock(&interp->ready_lock);
   return now ? 0 : PERIGEE_TIMEOUT_NONE;
 }

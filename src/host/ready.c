@@ -43,12 +43,18 @@ static void *dispatcher_main(void *arg) {
     perigee__lthread *t;
     if (perigee__enter(interp, PERIGEE_NEVER, "callbacks of works", true, &t) < 0)
       continue; /* closing: stop comes next */
-    if (!atomic_load_explicit(&interp->driven, memory_order_relaxed))
-      perigee__ready_drain(interp, t, perigee__lthread_state(t));
+    t->serves = true;
+    perigee__ready_drain(interp, t, perigee__lthread_state(t));
     perigee__leave(interp, t);
   }
   perigee__interp_unref(interp);
   return NULL;
+}
+
+static void wake_dispatcher(perigee_interp *interp) {
+  /* seq_cst: pairs with the dispatcher's look at `dispatch` before it sleeps on it */
+  atomic_fetch_add(&interp->dispatch, 1);
+  perigee__futex_wake(&interp->dispatch, 1, false);
 }
 
 /* ready_lock held. The waiter that is to run the queue, with a reference on its work, or NULL. */
@@ -102,11 +108,21 @@ static void wake_dispatcher(perigee_interp *interp) {
   perigee__futex_wake(&interp->dispatch, 1, false);
 }
 
-/* ready_lock held on entry, given up here: see that somebody runs the queue. */
-static void announce_and_unlock(perigee_interp *interp) PERIGEE_RELEASES(interp->ready_lock) {
-  bool handled;
-  perigee_work *work = wake_one_locked(interp, &handled);
-  if (atomic_load_explicit(&interp->driven, memory_order_relaxed))
+/* Have the dispatcher run what this thread leaves. */
+static void hand_over(perigee_interp *interp) {
+  perigee__lock(&interp->ready_lock);
+  start_dispatcher_locked(interp);
+  perigee__unlock(&interp->ready_lock);
+  wake_dispatcher(interp);
+}
+
+/* ready_lock held on entry, given up here: see that somebody runs the queue. What may wait is for the dispatcher, also when
+ * a loop drives the rest, unless its owner waits before. */
+static void announce_and_unlock(perigee_interp *interp, bool may_wait)
+    PERIGEE_RELEASES(interp->ready_lock) {
+  bool handled = false;
+  perigee_work *work = may_wait ? NULL : wake_one_locked(interp, &handled);
+  if (!may_wait && atomic_load_explicit(&interp->driven, memory_order_relaxed))
     handled = true; /* event_fd tells the loop */
   if (!handled)
     start_dispatcher_locked(interp);
@@ -124,7 +140,7 @@ void perigee__ready_announce(perigee_interp *interp) {
   if (perigee__list_empty(&interp->ready))
     perigee__unlock(&interp->ready_lock);
   else
-    announce_and_unlock(interp);
+    announce_and_unlock(interp, false);
 }
 
 void perigee__ready_push(perigee_interp *interp, perigee__ready *item) {
@@ -136,28 +152,46 @@ void perigee__ready_push(perigee_interp *interp, perigee__ready *item) {
   }
   perigee__list_append(&interp->ready, &item->node);
   atomic_fetch_add_explicit(&interp->ready_count, 1, memory_order_relaxed);
+  interp->ready_waits += item->may_wait;
   perigee__pollfd_update_locked(interp);
-  announce_and_unlock(interp);
+  announce_and_unlock(interp, item->may_wait);
 }
 
-void perigee__ready_push_own(perigee_interp *interp, perigee__lthread *t, perigee__ready *item) {
-  bool before = t->drains_next;
-  t->drains_next = true;
-  perigee__ready_push(interp, item);
-  t->drains_next = before;
+static bool is_open(perigee_interp *interp) {
+  return atomic_load_explicit(&interp->state, memory_order_relaxed) == PERIGEE_INTERP_OPEN;
 }
 
-static perigee__ready *pop(perigee_interp *interp) {
-  perigee__ready *item = NULL;
+static bool may_run(const perigee_interp *interp, const perigee__lthread *t,
+                    const perigee__ready *item) {
+  if (t == NULL)
+    return true;
+  if (!item->may_wait) /* a loop that drives has them to itself, but for threads that wait */
+    return !t->serves || !atomic_load_explicit(&interp->driven, memory_order_relaxed);
+  const perigee__waiter *w = t->waiter;
+  if (w != NULL && perigee__waiter_over(w))
+    return false;
+  return t->serves || (item->owner == t && w != NULL && (!w->limited || w->work == item->work));
+}
+
+/* The oldest item that this thread may run; t NULL: that there is. */
+static perigee__ready *pop(perigee_interp *interp, const perigee__lthread *t) {
+  perigee__ready *found = NULL;
   perigee__lock(&interp->ready_lock);
-  if (!perigee__list_empty(&interp->ready)) {
-    item = PERIGEE_CONTAINER_OF(interp->ready.next, perigee__ready, node);
-    perigee__list_remove(&item->node);
+  PERIGEE_LIST_EACH(it, &interp->ready) {
+    perigee__ready *item = PERIGEE_CONTAINER_OF(it, perigee__ready, node);
+    if (may_run(interp, t, item)) {
+      found = item;
+      break;
+    }
+  }
+  if (found != NULL) {
+    perigee__list_remove(&found->node);
+    interp->ready_waits -= found->may_wait;
     atomic_fetch_sub_explicit(&interp->ready_count, 1, memory_order_relaxed);
     perigee__pollfd_update_locked(interp);
   }
   perigee__unlock(&interp->ready_lock);
-  return item;
+  return found;
 }
 
 /* With the interpreter's time limit, and without the deadline of an override that waits on this thread. */
@@ -179,7 +213,9 @@ size_t perigee__ready_run(perigee_interp *interp, perigee__lthread *t, lua_State
   t->defer_for = NULL;
   bool mine = true;
   size_t ran = 0;
-  for (perigee__ready *item; mine && ran < limit && (item = pop(interp)) != NULL; ran++) {
+  /* A state that closes has finalized the objects of callbacks: what is left is dropped. */
+  for (perigee__ready *item;
+       mine && ran < limit && is_open(interp) && (item = pop(interp, t)) != NULL; ran++) {
     if (!item->may_wait) {
       run_item(t, L, item);
       continue;
@@ -195,8 +231,12 @@ size_t perigee__ready_run(perigee_interp *interp, perigee__lthread *t, lua_State
   t->seq = seq;
   t->defer_for = defer_for;
   t->callbacks--;
-  if (mine)
+  if (mine) {
     interp->draining = false;
+    /* Left for another thread, which may have come and gone meanwhile. */
+    if (!t->serves && atomic_load_explicit(&interp->ready_count, memory_order_relaxed) > 0)
+      hand_over(interp);
+  }
   if (PERIGEE_UNLIKELY(interp->event_hushed))
     perigee__pollfd_unhush(interp);
   if (PERIGEE_UNLIKELY(ran == limit)) /* others may have come out of their waits for what is left */
@@ -209,7 +249,7 @@ bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State
 }
 
 void perigee__ready_drop_all(perigee_interp *interp) {
-  for (perigee__ready *item; (item = pop(interp)) != NULL;)
+  for (perigee__ready *item; (item = pop(interp, NULL)) != NULL;)
     item->drop(item);
 }
 
@@ -298,7 +338,7 @@ static int wait_outside(perigee__waiter *w, int64_t deadline_ns, int64_t timeout
 
 /* Whether a thread that waits for something else than the end of `work` is to give up. */
 static int may_go_on(perigee_interp *interp, const perigee__lthread *t, const perigee_work *work) {
-  if (atomic_load_explicit(&interp->state, memory_order_relaxed) != PERIGEE_INTERP_OPEN)
+  if (!is_open(interp))
     return perigee__fail(PERIGEE_ECLOSED, "the Lua interpreter is being closed");
   return perigee_work_is_completed(work) ? 0 : perigee__lthread_stopped(t);
 }
@@ -334,10 +374,7 @@ static void drain_from_c(perigee_interp *interp) {
     perigee__ready_drain(interp, t, perigee__lthread_state(t));
     perigee__leave(interp, t);
   } else if (rc == PERIGEE_ETIMEDOUT) {
-    perigee__lock(&interp->ready_lock);
-    start_dispatcher_locked(interp);
-    perigee__unlock(&interp->ready_lock);
-    wake_dispatcher(interp);
+    hand_over(interp);
   }
 }
 
@@ -374,7 +411,8 @@ int perigee__host_wait(perigee_interp *interp, lua_State *L, perigee_work *work,
       timeout_ns == PERIGEE_TIMEOUT_NONE ? PERIGEE_NEVER : perigee__deadline_in(timeout_ns);
   if (t == NULL)
     return perigee_work_wait(work, timeout_ns);
-  perigee__waiter w;
+  perigee__waiter w = {.limited = L != NULL && timeout_ns != PERIGEE_TIMEOUT_NONE,
+                       .deadline_ns = deadline_ns};
   /* A callback may close the state (os.exit), and that ends the object that held the work. */
   perigee_work_ref(work);
   waiter_add(interp, t, &w, work);

@@ -27,6 +27,7 @@ typedef struct submission {
   perigee_work *work;          /* one reference, set on success */
   bool waits;                  /* the caller waits for the work right afterwards */
   perigee__deferred *deferred; /* what the result needs first, held back so far; one reference */
+  perigee__ready *drive;       /* what ends the work, run by the caller that waits, or NULL */
 } submission;
 
 static int64_t timeout_of(const submission *s) {
@@ -111,29 +112,33 @@ static bool take_held_back(submission *s, const perigee__lwork *w) {
 }
 
 perigee_work *perigee__result_work(lua_State *L, perigee__llayer *layer, const perigee_request *req,
-                                   int64_t timeout_ns, bool waits) {
+                                   int64_t timeout_ns, perigee__ready **drive_p) {
   const perigee__lwork *w = perigee__lwork_get(L, -1);
   if (w != NULL)
     return perigee_work_ref(w->box.ptr);
   if (lua_type(L, -1) == LUA_TBOOLEAN && lua_toboolean(L, -1))
     return perigee_work_done();
-  return lua_type(L, -1) == LUA_TTABLE
-             ? perigee__table_work(L, layer->interp, req, timeout_ns, waits)
-             : NULL;
+  return lua_type(L, -1) == LUA_TTABLE ? perigee__table_work(L, layer, req, timeout_ns, drive_p)
+                                       : NULL;
 }
 
 static void take_result(lua_State *L, submission *s) {
   const perigee__lwork *w = perigee__object_get(L, -1, &perigee__type_work);
   if (w != NULL && take_held_back(s, w))
     return;
-  s->work = perigee__result_work(L, s->layer, s->req, timeout_of(s), s->waits);
+  s->work = perigee__result_work(L, s->layer, s->req, timeout_of(s), s->waits ? &s->drive : NULL);
   if (s->work != NULL)
     return;
-  const char *hint = lua_isnil(L, -1) ? " (is a 'return' missing?)" : "";
+  const char *got = perigee__type_name(L, -1), *hint = "";
+  if (lua_isnil(L, -1))
+    hint = " (is a 'return' missing?)";
+  if (!lua_toboolean(L, -1) && lua_gettop(L) > 2)
+    hint = lua_pushfstring(L, " and '%s' (errors are raised, not returned)",
+                           luaL_tolstring(L, 2, NULL));
   perigee__raise(L, PERIGEE_ELUATYPE,
                  "backend '%s': %s must return a Work, a table with wait, get_future or "
                  "is_completed, or true; got %s%s",
-                 s->layer->name, perigee_op_name(s->req->op), perigee__type_name(L, -1), hint);
+                 s->layer->name, perigee_op_name(s->req->op), got, hint);
 }
 
 static int body(lua_State *L) {
@@ -142,14 +147,33 @@ static int body(lua_State *L) {
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->layer->fn_ref[s->req->op]);
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->layer->self_ref);
   int n = push_args(L, s->layer, s->req);
-  lua_call(L, n + 1, 1);
+  lua_call(L, n + 1, LUA_MULTRET); // [ s, results ... ]
+  if (PERIGEE_UNLIKELY(lua_gettop(L) != 2)) {
+    lua_settop(L, lua_gettop(L) < 2 ? 2 : 3);
+    if (lua_gettop(L) == 3) /* below the first one: only a message wants it */
+      lua_insert(L, 2);
+  }
   take_result(L, s);
   return 0;
 }
 
 /* ---- the call ------------------------------------------------------------------------------------ */
 
+/* Lua says what cannot be, not what to do. */
+static void explain(perigee_error *error) {
+  const char *why = NULL;
+  if (strstr(error->message, "attempt to yield") != NULL)
+    why = "an override cannot yield out of its operation; perigee.async makes one that waits by "
+          "yielding";
+  else if (strstr(error->message, "C stack overflow") != NULL)
+    why = "do overrides call operations that they override?";
+  size_t used = strlen(error->message);
+  if (why != NULL && error->code == PERIGEE_ELUA && strstr(error->message, why) == NULL)
+    snprintf(error->message + used, sizeof(error->message) - used, " (%s)", why);
+}
+
 static void decorate(perigee_error *error, const submission *s) {
+  explain(error);
   if (error->op < 0)
     error->op = s->req->op;
   if (error->seq == 0)
@@ -200,6 +224,27 @@ int perigee__trampoline_submit(void *self, const perigee_request *req, perigee_w
   return 0;
 }
 
+/* The methods of a table as Work, on the thread that waits for it: another one might be a rank that they wait for. */
+static void run_drive(const submission *s) {
+  perigee_interp *interp = s->layer->interp;
+  perigee__lthread *t;
+  if (perigee__enter(interp, PERIGEE_NEVER, s->layer->place[s->req->op], true, &t) < 0) {
+    s->drive->drop(s->drive);
+    return;
+  }
+  uint64_t seq = t->seq;
+  void *defer_for = t->defer_for;
+  t->seq = 0;
+  t->defer_for = NULL;
+  if (t->callbacks == 0)
+    s->drive->run(t, perigee__lthread_state(t), s->drive);
+  else /* it must not wait here, and neither will its caller */
+    perigee__ready_push(interp, s->drive);
+  t->seq = seq;
+  t->defer_for = defer_for;
+  perigee__leave(interp, t);
+}
+
 /* Wait for the work an override returned; what it needs from Lua (map) runs on this thread. */
 static int wait_for(submission *s, int64_t deadline_ns) {
   perigee_interp *interp = s->layer->interp;
@@ -212,6 +257,8 @@ static int wait_for(submission *s, int64_t deadline_ns) {
   perigee__lock(&s->layer->running_lock);
   perigee__list_append(&s->layer->running, &running.node);
   perigee__unlock(&s->layer->running_lock);
+  if (s->drive != NULL)
+    run_drive(s);
   int rc = perigee__host_wait(interp, NULL, s->work, left);
   perigee__lock(&s->layer->running_lock);
   perigee__list_remove(&running.node);
