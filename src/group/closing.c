@@ -33,7 +33,7 @@ void perigee__closing_defer(perigee_group *group) {
   pthread_t thread;
   atomic_fetch_add(&closers, 1);
   /* Deep enough for a layer's close written in Lua. */
-  int rc = perigee__thread_start(&thread, "pg-close", (size_t)1 << 20, closer_main, group);
+  int rc = perigee__thread_start(&thread, "pg-close", (size_t)4 << 20, closer_main, group);
   if (rc == 0) {
     pthread_detach(thread);
     return;

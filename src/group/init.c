@@ -325,7 +325,7 @@ static int local_run(int n, local_open *opens) {
   int rc = 0;
   for (int i = 0; i < n; i++) {
     int err =
-        perigee__thread_start(&opens[i].thread, "pg-open", (size_t)1 << 20, local_main, &opens[i]);
+        perigee__thread_start(&opens[i].thread, "pg-open", (size_t)4 << 20, local_main, &opens[i]);
     opens[i].started = err == 0;
     if (err < 0)
       rc = perigee__fail_errno(-err, "cannot start a thread for rank %d", i);

@@ -281,7 +281,7 @@ static int start_progress_locked(perigee__native *native) {
   if (native->progress_started)
     return 0;
   /* Deep enough for custom reduce functions, which run Lua. */
-  int rc = perigee__thread_start(&native->progress, "pg-progress", (size_t)1 << 20, progress_main,
+  int rc = perigee__thread_start(&native->progress, "pg-progress", (size_t)4 << 20, progress_main,
                                  native);
   if (rc < 0)
     return perigee__fail_errno(-rc, "cannot start the progress thread");

@@ -29,7 +29,7 @@
 #define RANKS_MAX 256
 #define HOOK_EVERY 10000 /* instructions of Lua between two looks at the clock */
 #define COMPUTE_NS PERIGEE_NS_PER_SEC
-#define STACK_BYTES (size_t)(1 << 20)
+#define STACK_BYTES (size_t)(4 << 20) /* as the dispatcher's */
 
 typedef struct run {
   _Atomic uint32_t refs;       /* the object and each thread */

@@ -16,8 +16,8 @@
 #include "base/log.h"
 #include "host/watch.h"
 
-/* Deep enough for an override in a callback: Lua's C stack limit (200 levels) at about 1 KiB each, and the group's frames. */
-#define DISPATCHER_STACK ((size_t)1 << 20)
+/* Deep enough for Lua's limit of C levels to end overrides that call themselves: 100 of them at 7 KiB, and more in checked builds. */
+#define DISPATCHER_STACK ((size_t)4 << 20)
 
 enum {
   STEP_MAX =
