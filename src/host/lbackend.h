@@ -55,7 +55,7 @@ PERIGEE_RAISES void perigee__inner_push(lua_State *L, perigee__llayer *layer);
 int perigee__trampoline_submit(void *self, const perigee_request *req, perigee_work **work_p);
 int perigee__trampoline_run(void *self, const perigee_request *req, perigee_error *error_p);
 /** What an override returned (on top of the stack) as a work, returned owned: a Work, a table as Work, or true; NULL when it is none of
- *  these. req: the operation, or NULL. waits: the caller waits for it right afterwards. [-0, +0, e] */
+ *  these. req: the operation, or NULL. drive_p: as perigee__table_work. [-0, +0, e] */
 PERIGEE_RAISES perigee_work *perigee__result_work(lua_State *L, perigee__llayer *layer,
                                                   const perigee_request *req, int64_t timeout_ns,
                                                   perigee__ready **drive_p);
