@@ -102,12 +102,6 @@ static void start_dispatcher_locked(perigee_interp *interp) {
   }
 }
 
-static void wake_dispatcher(perigee_interp *interp) {
-  /* seq_cst: pairs with the dispatcher's look at `dispatch` before it sleeps on it */
-  atomic_fetch_add(&interp->dispatch, 1);
-  perigee__futex_wake(&interp->dispatch, 1, false);
-}
-
 /* Have the dispatcher run what this thread leaves. */
 static void hand_over(perigee_interp *interp) {
   perigee__lock(&interp->ready_lock);
