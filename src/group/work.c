@@ -81,13 +81,25 @@ perigee_work *perigee_work_ref(perigee_work *work) {
   return work;
 }
 
+/* A future that nobody can end any more, with callbacks: they are owed a call. The last reference is gone. */
+static void drop_unfinished(perigee_work *work) {
+  perigee_error error;
+  atomic_store_explicit(&work->refs, 1, memory_order_relaxed);
+  perigee__error_set(&error, PERIGEE_ECANCELED, "it was dropped by all who could complete it");
+  perigee__work_finish(work, &error, -1);
+  perigee_work_unref(work);
+}
+
 void perigee_work_unref(perigee_work *work) {
   if (work == NULL || atomic_load_explicit(&work->refs, memory_order_relaxed) == STATIC_REFS)
     return;
   /* acq_rel: the last owner sees what the others wrote. */
   if (atomic_fetch_sub_explicit(&work->refs, 1, memory_order_acq_rel) != 1)
     return;
-  PERIGEE_ASSERT(work->callbacks == NULL);
+  if (PERIGEE_UNLIKELY(work->callbacks != NULL)) {
+    drop_unfinished(work);
+    return;
+  }
   perigee__work_fini(work);
   if (work->ops != NULL && work->ops->free != NULL)
     work->ops->free(work);
@@ -194,6 +206,22 @@ int perigee_work_on_done(perigee_work *work, perigee_work_cb cb, void *arg) {
   return 0;
 }
 
+bool perigee__work_forget(perigee_work *work, perigee_work_cb cb, const void *arg) {
+  perigee__work_callback *found = NULL;
+  perigee__lock(&work->mutex);
+  for (perigee__work_callback **at = &work->callbacks; *at != NULL; at = &(*at)->next)
+    if ((*at)->cb == cb && (*at)->arg == arg) {
+      found = *at;
+      *at = found->next;
+      if (found->next == NULL)
+        work->callbacks_tail = at;
+      break;
+    }
+  perigee__unlock(&work->mutex);
+  free(found);
+  return found != NULL;
+}
+
 int perigee_work_abort(perigee_work *work, const char *reason) {
   if (perigee__work_ended(work))
     return perigee__fail(PERIGEE_ESTATE, "the work has ended");
@@ -245,6 +273,31 @@ int64_t perigee__work_slack(perigee_work *work) {
   bool engine = at->ops != NULL;
   perigee_work_unref(at);
   return (engine ? 100 : 20) * PERIGEE_NS_PER_MS;
+}
+
+bool perigee__work_reaches(perigee_work *from, const perigee_work *to) {
+  perigee_work *at = perigee_work_ref(from);
+  while (at != NULL && at != to) {
+    perigee_work *dep = dependency_of(at);
+    perigee_work_unref(at);
+    at = dep;
+  }
+  perigee_work_unref(at);
+  return at != NULL;
+}
+
+bool perigee__work_is_stuck(perigee_work *work) {
+  bool stuck = true;
+  perigee_work *at = perigee_work_ref(work);
+  while (at != NULL && stuck) {
+    stuck = !perigee__work_ended(at) && at->ops == NULL && at->deadline_ns == PERIGEE_NEVER &&
+            !atomic_load(&at->watched);
+    perigee_work *dep = dependency_of(at);
+    perigee_work_unref(at);
+    at = dep;
+  }
+  perigee_work_unref(at);
+  return stuck;
 }
 
 static void drive(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {

@@ -94,6 +94,15 @@ static inline bool perigee__work_ended(const perigee_work *work) {
  *  and know better who is missing. */
 int64_t perigee__work_slack(perigee_work *work);
 
+/** Take one callback (cb, arg) back. False: it has been called, or is being called. Linear in the work's callbacks. */
+bool perigee__work_forget(perigee_work *work, perigee_work_cb cb, const void *arg);
+
+/** Whether waiting for `from` would wait for `to`: it is the same, or depends on it. */
+bool perigee__work_reaches(perigee_work *from, const perigee_work *to);
+/** Whether nothing but a caller's set_result, set_error or abort can end it: it is pending, and neither it nor what it depends on has an
+ *  engine or a deadline. */
+bool perigee__work_is_stuck(perigee_work *work);
+
 /** Sleep until the work ends, has something to drive, *interrupt (may be NULL) is non-zero, the deadline passes, or for no reason. */
 void perigee__work_sleep(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt);
 

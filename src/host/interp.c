@@ -12,6 +12,7 @@
 #include "base/futex.h"
 #include "base/log.h"
 #include "host/lerror.h"
+#include "host/task.h"
 #include "host/textonly.h"
 #include "host/watch.h"
 
@@ -50,6 +51,8 @@ static perigee_interp *interp_new(bool owned) {
   atomic_init(&interp->enter_timeout_ns, perigee__env_seconds("PERIGEE_TIMEOUT"));
   perigee__list_init(&interp->watched);
   perigee__watch_add(interp);
+  perigee__list_init(&interp->tasks);
+  perigee__list_init(&interp->callbacks);
   return interp;
 }
 
@@ -211,6 +214,8 @@ void perigee__interp_shutdown(perigee_interp *interp, perigee__lthread *t) {
   bool forked = interp->fork_generation != perigee__fork_generation();
   if (t != NULL && !forked) /* a forked child has none of the other threads */
     wait_for_others(interp, t);
+  if (t != NULL && !forked)
+    perigee__tasks_close(interp, t);
   perigee__garbage_free(interp);
   set_state(interp, PERIGEE_INTERP_CLOSED);
   /* Works of callbacks that did not run fail with ELUASTATE; nothing is queued any more. */

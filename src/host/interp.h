@@ -81,6 +81,9 @@ typedef struct perigee__lthread {
   struct perigee__deferred *deferred; /* what it holds back; one reference */
   struct perigee__lbatch *batches; /* coalescings it is inside of, innermost first (lcoalesce.c) */
   perigee__stop *stop;             /* ends its waits for works, and its sleep; NULL: nothing does */
+  struct perigee__task *task;      /* the task that runs here, innermost (task.h) */
+  const perigee_request
+      *calling; /* an async function is being called as the override of this request */
 } perigee__lthread;
 
 /* What the ready queue holds. It is embedded in the thing to be run. */
@@ -153,8 +156,10 @@ struct perigee_interp {
   lua_State *main;    /* the state's main thread; NULL once closed */
   lua_State *service; /* a Lua thread for short steps that must not raise and have no other stack */
   int service_ref;
-  bool draining;       /* somebody runs the ready queue */
-  int64_t tensor_debt; /* bytes of tensors made since the collector was told */
+  bool draining;           /* somebody runs the ready queue */
+  perigee__node tasks;     /* all that have not ended (task.h) */
+  perigee__node callbacks; /* of map and on_done, that wait for their works */
+  int64_t tensor_debt;     /* bytes of tensors made since the collector was told */
   struct perigee__place *places;
   char last_backend[64];      /* name of the backend registered last */
   perigee__lthread *implicit; /* who is inside since luaopen without an enter, or NULL */

@@ -16,6 +16,7 @@
 
 typedef struct callback {
   perigee__ready ready;
+  perigee__node node;     /* in interp->callbacks until it has run; under the interpreter's mutex */
   perigee_interp *interp; /* counted */
   int fn_ref;
   int parent_ref;              /* the Work object: keeps the parent and its value */
@@ -108,6 +109,7 @@ static void callback_run(perigee__lthread *t, lua_State *L, perigee__ready *read
     if (perigee__protect(L, done_body, cb, &error) < 0)
       perigee__report_error(L, "a callback of on_done", &error);
   }
+  perigee__list_remove(&cb->node);
   perigee__unref(cb->interp, cb->fn_ref);
   perigee__unref(cb->interp, cb->parent_ref);
   callback_free(cb);
@@ -118,6 +120,15 @@ static void on_parent_ended(perigee_work *work, void *arg) {
   (void)work;
   callback *cb = arg;
   perigee__ready_push(cb->interp, &cb->ready);
+}
+
+bool perigee__callbacks_are_stuck(const perigee_interp *interp) {
+  PERIGEE_LIST_EACH(it, &interp->callbacks) {
+    const callback *cb = PERIGEE_CONTAINER_OF(it, callback, node);
+    if (cb->parent == NULL || !perigee__work_is_stuck(cb->parent))
+      return false;
+  }
+  return true;
 }
 
 /* ---- registering --------------------------------------------------------------------------------- */
@@ -176,6 +187,7 @@ static void register_callback(lua_State *L, perigee_interp *interp, const perige
                      .parent = parent != NULL ? perigee_work_ref(parent) : NULL,
                      .derived = derived != NULL ? perigee_work_ref(derived) : NULL,
                      .user = {.attach = attach}};
+    perigee__list_append(&interp->callbacks, &cb->node);
     perigee__interp_ref(interp);
     rc = 0;
     if (held != NULL) {
@@ -184,8 +196,10 @@ static void register_callback(lua_State *L, perigee_interp *interp, const perige
     } else {
       rc = perigee_work_on_done(parent, on_parent_ended, cb);
     }
-    if (rc < 0)
+    if (rc < 0) {
+      perigee__list_remove(&cb->node);
       callback_free(cb);
+    }
   } else {
     perigee__fail(rc, "no memory for a callback");
   }

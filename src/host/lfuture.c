@@ -7,6 +7,7 @@
 #include "host/call.h"
 #include "host/lerror.h"
 #include "host/lwork.h"
+#include "host/task.h"
 
 /* perigee.future([{timeout =}]): a pending Work; set_result or set_error ends it, or ETIMEDOUT after `timeout` seconds */
 static int l_future(lua_State *L) {
@@ -115,6 +116,40 @@ static lua_Integer first_ended(lua_State *L, lua_Integer n) {
   return 0;
 }
 
+/* Wait for `any` runs something that one of the works needs, if there is such a one. */
+static void depend_on_some(lua_State *L, lua_Integer n, perigee_work *any) {
+  for (lua_Integer k = 1; k <= n; k++) {
+    perigee_work *work = work_at(L, k);
+    if (work != NULL && !perigee__work_is_stuck(work)) {
+      perigee_future_depend(any, work);
+      return;
+    }
+  }
+}
+
+/* Index 1: works, 3: the Work `any`. */
+static int any_ended(lua_State *L, int64_t timeout_ns) {
+  lua_Integer n = (lua_Integer)lua_rawlen(L, 1), i = first_ended(L, n);
+  const perigee__lwork *holder = perigee__object_get(L, 3, &perigee__type_work);
+  perigee_work *any = holder != NULL ? holder->box.ptr : NULL;
+  for (lua_Integer k = 1; any != NULL && k <= n; k++) {
+    perigee_work *work = work_at(L, k);
+    if (work != NULL && perigee__work_forget(work, on_any_ended, any))
+      perigee_work_unref(any);
+  }
+  if (i == 0)
+    return wait_ran_out(L, timeout_ns);
+  lua_pushinteger(L, i);
+  lua_rawgeti(L, 1, i);
+  return 2;
+}
+
+static int any_continues(lua_State *L, int status, lua_KContext timeout_ns) {
+  (void)status;
+  perigee__task_woken(L);
+  return any_ended(L, timeout_ns);
+}
+
 /* perigee.wait_any(works [, seconds]): index and work of one that has ended, well or not */
 static int l_wait_any(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
@@ -125,62 +160,79 @@ static int l_wait_any(lua_State *L) {
     timeout_ns = perigee__seconds_arg(L, 2, "wait_any", 2, true);
   if (n == 0)
     perigee__raise_arg(L, "wait_any", 1, "the list is empty: it would wait for ever");
+  if (first_ended(L, n) != 0)
+    return any_ended(L, timeout_ns);
   perigee__lwork *holder = perigee__lwork_new(L); /* frees `any` whatever is raised */
   perigee_work *any = NULL;
-  lua_Integer i = first_ended(L, n);
-  if (i == 0) {
-    perigee__check(L, perigee_future_create(NULL, NULL, PERIGEE_NEVER, &any));
-    holder->box.ptr = any;
-    for (lua_Integer k = 1; k <= n; k++) {
-      int rc = perigee_work_on_done(work_at(L, k), on_any_ended, perigee_work_ref(any));
-      if (rc < 0)
-        perigee_work_unref(any);
-      perigee__check(L, rc);
-    }
-    int rc = perigee__host_wait(interp, L, any, timeout_ns);
-    i = first_ended(L, n);
-    if (rc == PERIGEE_EAGAIN && i == 0)
-      return wait_ran_out(L, timeout_ns);
-    if (rc < 0 && rc != PERIGEE_EAGAIN)
-      perigee__raise_last(L);
+  perigee__check(L, perigee_future_create(NULL, NULL, PERIGEE_NEVER, &any));
+  holder->box.ptr = any;
+  for (lua_Integer k = 1; k <= n; k++) {
+    perigee_work *work = work_at(L, k);
+    if (work == NULL)
+      perigee__raise(L, PERIGEE_ESTATE, "wait_any: the list was changed meanwhile");
+    int rc = perigee_work_on_done(work, on_any_ended, perigee_work_ref(any));
+    if (rc < 0)
+      perigee_work_unref(any);
+    perigee__check(L, rc);
   }
-  if (i == 0)
-    perigee__raise(L, PERIGEE_ESTATE, "wait_any: the list was changed meanwhile");
-  lua_pushinteger(L, i);
-  lua_rawgeti(L, 1, i);
-  return 2;
+  depend_on_some(L, n, any);
+  perigee__task *task = perigee__task_here(perigee__lthread_here(interp, L), L);
+  if (task != NULL && timeout_ns != 0)
+    return perigee__task_wait(L, task, any, timeout_ns, timeout_ns, any_continues);
+  int rc = perigee__host_wait(interp, L, any, timeout_ns);
+  if (rc < 0 && rc != PERIGEE_EAGAIN)
+    perigee__raise_last(L);
+  return any_ended(L, timeout_ns);
+}
+
+static int all_continue(lua_State *L, int status, lua_KContext i);
+
+/* Wait for the works from i on. Index 1: works, 2: seconds or nil, 3: deadline in ns. */
+static int wait_from(lua_State *L, perigee_interp *interp, lua_Integer i) {
+  lua_Integer n = (lua_Integer)lua_rawlen(L, 1);
+  int64_t deadline_ns = lua_tointeger(L, 3);
+  for (; i <= n; i++) {
+    lua_settop(L, 3);
+    lua_rawgeti(L, 1, i);
+    const perigee__lwork *w = perigee__lwork_get(L, -1);
+    if (w == NULL)
+      perigee__raise(L, PERIGEE_ESTATE, "wait_all: the list was changed meanwhile");
+    perigee_work *work = w->box.ptr;
+    int64_t left =
+        deadline_ns == PERIGEE_NEVER ? PERIGEE_TIMEOUT_NONE : perigee__time_left(deadline_ns);
+    perigee__task *task = perigee__task_here(perigee__lthread_here(interp, L), L);
+    if (task != NULL && left != 0 && !perigee_work_is_completed(work))
+      return perigee__task_wait(L, task, work, left, (lua_KContext)i, all_continue);
+    int rc = task != NULL ? perigee_work_wait(work, 0) : perigee__host_wait(interp, L, work, left);
+    perigee_error error;
+    if (rc < 0 && perigee_work_is_completed(work)) {
+      perigee__work_error_of(work, &error);
+      perigee__raise_error(L, &error);
+    }
+    if (rc == PERIGEE_EAGAIN)
+      return wait_ran_out(L, perigee__seconds_arg(L, 2, "wait_all", 2, true));
+    perigee__check(L, rc);
+  }
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int all_continue(lua_State *L, int status, lua_KContext i) {
+  (void)status;
+  perigee__task_woken(L);
+  return wait_from(L, perigee__interp_here(L), (lua_Integer)i);
 }
 
 /* perigee.wait_all(works [, seconds]): true when all are done; raises the first error in the order of the list */
 static int l_wait_all(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
   lua_settop(L, 2);
-  lua_Integer n = works_arg(L, "wait_all");
-  int64_t timeout_ns = PERIGEE_TIMEOUT_NONE, deadline_ns = PERIGEE_NEVER;
-  if (!lua_isnil(L, 2)) {
-    timeout_ns = perigee__seconds_arg(L, 2, "wait_all", 2, true);
-    deadline_ns = perigee__deadline_in(timeout_ns);
-  }
-  for (lua_Integer i = 1; i <= n; i++) {
-    lua_rawgeti(L, 1, i);
-    const perigee__lwork *w = perigee__lwork_get(L, -1);
-    if (w == NULL)
-      perigee__raise(L, PERIGEE_ESTATE, "wait_all: the list was changed meanwhile");
-    int64_t left =
-        deadline_ns == PERIGEE_NEVER ? PERIGEE_TIMEOUT_NONE : perigee__time_left(deadline_ns);
-    int rc = perigee__host_wait(interp, L, w->box.ptr, left);
-    if (rc == PERIGEE_EAGAIN && !perigee_work_is_completed(w->box.ptr))
-      return wait_ran_out(L, timeout_ns);
-    perigee_error error;
-    if (rc < 0 && perigee_work_is_completed(w->box.ptr)) {
-      perigee__work_error_of(w->box.ptr, &error);
-      perigee__raise_error(L, &error);
-    }
-    perigee__check(L, rc);
-    lua_pop(L, 1);
-  }
-  lua_pushboolean(L, 1);
-  return 1;
+  works_arg(L, "wait_all");
+  int64_t deadline_ns = PERIGEE_NEVER;
+  if (!lua_isnil(L, 2))
+    deadline_ns = perigee__deadline_in(perigee__seconds_arg(L, 2, "wait_all", 2, true));
+  lua_pushinteger(L, deadline_ns);
+  return wait_from(L, interp, 1);
 }
 
 void perigee__lfuture_open(lua_State *L) {

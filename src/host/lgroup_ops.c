@@ -8,12 +8,12 @@
 #include "host/lerror.h"
 #include "host/lgroup.h"
 #include "host/lwork.h"
+#include "host/task.h"
 
 /* What the error does not say about the call it belongs to. */
-static void raise_work_error(lua_State *L, const perigee__lgroup *g, const perigee__call *call,
-                             perigee_error *error) {
+static void raise_work_error(lua_State *L, const perigee__lgroup *g, int op, perigee_error *error) {
   if (error->op < 0)
-    error->op = call->req.op;
+    error->op = op;
   if (error->rank < 0)
     error->rank = g->rank;
   if (error->group[0] == '\0')
@@ -78,7 +78,7 @@ static int run_anysource(lua_State *L, perigee_interp *interp, const perigee__lg
     error = *perigee_last_error();
   perigee_work_unref(work);
   if (rc < 0)
-    raise_work_error(L, g, call, &error);
+    raise_work_error(L, g, call->req.op, &error);
   return push_result(L, call, source);
 }
 
@@ -98,6 +98,33 @@ static int run_sync(lua_State *L, perigee_interp *interp, const perigee__lgroup 
   return push_result(L, call, -1);
 }
 
+/* ctx: 2 * stack index of the Work, + 1 when the operation has a value */
+static int op_continues(lua_State *L, int status, lua_KContext ctx) {
+  (void)status;
+  perigee__task_woken(L);
+  int op = (int)lua_tointeger(L, lua_upvalueindex(2)), index = (int)(ctx / 2);
+  const perigee__lgroup *g = perigee__lgroup_self(L, perigee_op_name(op));
+  const perigee__lwork *w = perigee__lwork_get(L, index);
+  perigee_error error;
+  if (w == NULL)
+    perigee__raise(L, PERIGEE_ESTATE, "%s: its work has been collected", perigee_op_name(op));
+  if (perigee_work_get_status(w->box.ptr) != PERIGEE_WORK_DONE) {
+    perigee__work_error_of(w->box.ptr, &error);
+    raise_work_error(L, g, op, &error);
+  }
+  return ctx % 2 != 0 ? perigee__lwork_push_value(L, index) : 0;
+}
+
+/* In a task: submitted, and waited for without blocking. */
+static int run_in_task(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
+                       perigee__call *call, perigee__task *task) {
+  run_async(L, interp, g, call);
+  const perigee__lwork *w = perigee__lwork_get(L, -1);
+  bool value = call->value != 0 || call->req.op == PERIGEE_OP_GATHER;
+  return perigee__task_wait(L, task, w->box.ptr, PERIGEE_TIMEOUT_NONE,
+                            2 * (lua_KContext)lua_gettop(L) + value, op_continues);
+}
+
 /* Upvalue 2: the operation. */
 int perigee__lgroup_op(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
@@ -111,7 +138,11 @@ int perigee__lgroup_op(lua_State *L) {
     return run_coalesced(L, interp, g, &call);
   if (call.async)
     return run_async(L, interp, g, &call);
-  if (perigee__lthread_here(interp, L)->callbacks > 0)
+  const perigee__lthread *t = perigee__lthread_here(interp, L);
+  perigee__task *task = perigee__task_here(t, L);
+  if (task != NULL && !task->straight)
+    return run_in_task(L, interp, g, &call, task);
+  if (t->callbacks > 0)
     perigee__raise(L, PERIGEE_EDEADLK,
                    "%s: a callback must not wait: pass async = true and use map or on_done",
                    call.info->name);

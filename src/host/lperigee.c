@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "host/call.h"
 #include "host/codec.h"
+#include "host/lasync.h"
 #include "host/lbackend.h"
 #include "host/lerror.h"
 #include "host/lfuture.h"
@@ -16,10 +17,12 @@
 #include "host/llimit.h"
 #include "host/lop.h"
 #include "host/lplugin.h"
+#include "host/lrun.h"
 #include "host/lstore.h"
 #include "host/ltensor.h"
 #include "host/ltesting.h"
 #include "host/lwork.h"
+#include "host/task.h"
 
 static const char module_key; /* registry: the module table */
 
@@ -74,10 +77,20 @@ static int l_clock(lua_State *L) {
   return 1;
 }
 
-/* perigee.sleep(seconds): other threads run Lua meanwhile */
+static int sleep_continues(lua_State *L, int status, lua_KContext ctx) {
+  (void)status;
+  (void)ctx;
+  perigee__task_woken(L);
+  return 0;
+}
+
+/* perigee.sleep(seconds): other threads run Lua meanwhile, and other tasks where it can yield */
 static int l_sleep(lua_State *L) {
   perigee_interp *interp = perigee__interp_here(L);
   int64_t ns = perigee__seconds_arg(L, 1, "sleep", 1, true);
+  perigee__task *task = perigee__task_here(perigee__lthread_here(interp, L), L);
+  if (task != NULL && !task->straight)
+    return perigee__task_sleep(L, task, ns, 0, sleep_continues);
   perigee__gap gap;
   perigee__gap_open(interp, L, &gap);
   int rc = perigee__lthread_sleep(gap.t, ns);
@@ -188,6 +201,8 @@ int luaopen_perigee_core(lua_State *L) {
   perigee__codec_open(L);
   perigee__lwork_open(L);
   perigee__lfuture_open(L);
+  perigee__lasync_open(L);
+  perigee__lrun_open(L);
   perigee__lstore_open(L);
   perigee__lgroup_open(L);
   perigee__linner_open(L);

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "group/registry.h"
 #include "host/call.h"
+#include "host/lasync.h"
 #include "host/lbackend.h"
 #include "host/lerror.h"
 #include "host/lgroup.h"
@@ -378,5 +379,6 @@ void perigee__ltesting_open(lua_State *L) {
   perigee__type_open(L, &type_run, meta, methods, NULL);
   lua_newtable(L);
   perigee__functions_add(L, functions);
+  perigee__functions_add(L, perigee__lasync_testing);
   lua_setfield(L, -2, "_testing");
 }

@@ -7,9 +7,12 @@
 
 #include "base/clock.h"
 #include "host/call.h"
+#include "base/log.h"
+#include "group/work.h"
 #include "host/deferred.h"
 #include "host/lerror.h"
 #include "host/lfuture.h"
+#include "host/task.h"
 
 perigee__lwork *perigee__lwork_new(lua_State *L) {
   return perigee__object_new(L, &perigee__type_work, sizeof(perigee__lwork), 1);
@@ -48,9 +51,12 @@ void perigee__lwork_settle(lua_State *L, perigee__lwork *w) {
 
 perigee__lwork *perigee__lwork_get(lua_State *L, int index) {
   perigee__lwork *w = perigee__object_get(L, index, &perigee__type_work);
-  if (w != NULL)
-    perigee__lwork_settle(L, w);
-  return w != NULL && w->box.ptr != NULL ? w : NULL;
+  if (w == NULL)
+    return NULL;
+  perigee__lwork_settle(L, w);
+  if (w->task != NULL)
+    w->task->seen = true;
+  return w->box.ptr != NULL ? w : NULL;
 }
 
 static perigee__lwork *self(lua_State *L, const char *method) {
@@ -58,12 +64,34 @@ static perigee__lwork *self(lua_State *L, const char *method) {
   perigee__lwork_settle(L, w);
   if (w->box.ptr == NULL)
     perigee__raise(L, PERIGEE_ESTATE, "'%s' on a work that has been collected", method);
+  if (w->task != NULL)
+    w->task->seen = true;
   return w;
+}
+
+/* An async function that failed with nobody asking for its outcome. perigee.run looks after its own. */
+static void report_unseen(const perigee__lwork *w) {
+  const perigee_work *work = w->box.ptr;
+  perigee_work_status status = perigee_work_get_status(work);
+  if (w->task->seen || w->task->run != NULL || status == PERIGEE_WORK_PENDING ||
+      status == PERIGEE_WORK_DONE)
+    return;
+  perigee_error error;
+  char line[1024];
+  perigee__work_error_of(work, &error);
+  perigee_error_format(&error, line, sizeof(line));
+  perigee__log(PERIGEE_LOG_WARN,
+               "an async function failed, and nobody asked for its outcome: %s\n%s", line,
+               error.traceback);
 }
 
 static int l_gc(lua_State *L) {
   perigee__lwork *w = perigee__object_get(L, 1, &perigee__type_work);
   if (w != NULL) {
+    if (w->task != NULL && w->box.ptr != NULL)
+      report_unseen(w);
+    perigee__task_unref(w->task);
+    w->task = NULL;
     perigee_work_unref(w->box.ptr);
     w->box.ptr = NULL;
     perigee__deferred_unref(w->deferred);
@@ -159,24 +187,17 @@ static void run_held_back(lua_State *L, perigee_interp *interp, const perigee__l
   perigee__gap_close(interp, &gap);
 }
 
-/* work:wait([seconds]): the value; nil and an error when only these seconds ran out; raises when the work failed */
-static int l_wait(lua_State *L) {
-  perigee_interp *interp = perigee__interp_here(L);
-  int64_t timeout_ns = PERIGEE_TIMEOUT_NONE;
-  if (!lua_isnoneornil(L, 2))
-    timeout_ns = perigee__seconds_arg(L, 2, "wait", 1, true);
-  run_held_back(L, interp, perigee__object_self(L, &perigee__type_work, "wait"), timeout_ns);
-  perigee_work *work = self(L, "wait")->box.ptr;
-  int rc = perigee__host_wait(interp, L, work, timeout_ns);
-  if (rc == 0)
-    return perigee__lwork_push_value(L, 1);
+int perigee__lwork_push_outcome(lua_State *L, int index, int64_t timeout_ns) {
+  index = lua_absindex(L, index);
+  const perigee_work *work = ((perigee__lwork *)lua_touserdata(L, index))->box.ptr;
   perigee_error error;
-  if (perigee_work_is_completed(work)) {
+  perigee_work_status status = perigee_work_get_status(work);
+  if (status == PERIGEE_WORK_DONE)
+    return perigee__lwork_push_value(L, index);
+  if (status != PERIGEE_WORK_PENDING) {
     perigee__work_error_of(work, &error);
     perigee__raise_error(L, &error);
   }
-  if (rc != PERIGEE_EAGAIN)
-    perigee__raise_last(L);
   perigee__error_set(&error, PERIGEE_ETIMEDOUT, "still pending after %.6g s of waiting",
                      (double)timeout_ns / 1e9);
   error.op = perigee_work_op(work);
@@ -184,6 +205,35 @@ static int l_wait(lua_State *L) {
   lua_pushnil(L);
   perigee__error_push(L, &error);
   return 2;
+}
+
+static int wait_continues(lua_State *L, int status, lua_KContext timeout_ns) {
+  (void)status;
+  perigee__task_woken(L);
+  return perigee__lwork_push_outcome(L, 1, timeout_ns);
+}
+
+/* work:wait([seconds]): the value; nil and an error when only these seconds ran out; raises when the work failed */
+static int l_wait(lua_State *L) {
+  perigee_interp *interp = perigee__interp_here(L);
+  int64_t timeout_ns = PERIGEE_TIMEOUT_NONE;
+  if (!lua_isnoneornil(L, 2))
+    timeout_ns = perigee__seconds_arg(L, 2, "wait", 1, true);
+  perigee__task *task = perigee__task_here(perigee__lthread_here(interp, L), L);
+  const perigee__lwork *w = perigee__object_self(L, &perigee__type_work, "wait");
+  if (task == NULL || task->straight)
+    run_held_back(L, interp, w, timeout_ns);
+  perigee_work *work = self(L, "wait")->box.ptr;
+  if (task != NULL) {
+    if (perigee_work_is_completed(work))
+      return perigee__lwork_push_outcome(L, 1, timeout_ns);
+    if (timeout_ns != 0 && !(task->straight && work->ops != NULL))
+      return perigee__task_wait(L, task, work, timeout_ns, timeout_ns, wait_continues);
+  }
+  int rc = perigee__host_wait(interp, L, work, timeout_ns);
+  if (rc < 0 && rc != PERIGEE_EAGAIN && !perigee_work_is_completed(work))
+    perigee__raise_last(L);
+  return perigee__lwork_push_outcome(L, 1, timeout_ns);
 }
 
 static int l_status(lua_State *L) {

@@ -203,8 +203,10 @@ size_t perigee__ready_run(perigee_interp *interp, perigee__lthread *t, lua_State
   t->callbacks++;
   uint64_t seq = t->seq;
   void *defer_for = t->defer_for;
+  struct perigee__task *task = t->task;
   t->seq = 0;
   t->defer_for = NULL;
+  t->task = NULL;
   bool mine = true;
   size_t ran = 0;
   /* A state that closes has finalized the objects of callbacks: what is left is dropped. */
@@ -224,6 +226,7 @@ size_t perigee__ready_run(perigee_interp *interp, perigee__lthread *t, lua_State
   }
   t->seq = seq;
   t->defer_for = defer_for;
+  t->task = task;
   t->callbacks--;
   if (mine) {
     interp->draining = false;

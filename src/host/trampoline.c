@@ -13,6 +13,7 @@
 
 #include "group/work.h"
 #include "host/deferred.h"
+#include "host/lasync.h"
 #include "host/lbackend.h"
 #include "host/lerror.h"
 #include "host/ltablework.h"
@@ -147,6 +148,8 @@ static int body(lua_State *L) {
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->layer->fn_ref[s->req->op]);
   lua_rawgeti(L, LUA_REGISTRYINDEX, s->layer->self_ref);
   int n = push_args(L, s->layer, s->req);
+  if (lua_tocfunction(L, -n - 2) == perigee__async_call)
+    s->t->calling = s->req; /* it takes that at once */
   lua_call(L, n + 1, LUA_MULTRET); // [ s, results ... ]
   if (PERIGEE_UNLIKELY(lua_gettop(L) != 2)) {
     lua_settop(L, lua_gettop(L) < 2 ? 2 : 3);
@@ -184,6 +187,18 @@ static void decorate(perigee_error *error, const submission *s) {
     memcpy(error->group, s->layer->group_name, sizeof(error->group));
 }
 
+/* What Lua says about a yield where it cannot yield tells nobody what to do. */
+static void explain_yield(perigee_error *error, const submission *s) {
+  if (strstr(error->message, "attempt to yield ") == NULL)
+    return;
+  error->code = PERIGEE_ESTATE;
+  snprintf(error->message, sizeof(error->message),
+           "backend '%s': %s yielded, but it runs outside of a coroutine: an override that waits "
+           "without "
+           "blocking is made by perigee.async(function(self, ...) ... end)",
+           s->layer->name, perigee_op_name(s->req->op));
+}
+
 static int enter_and_call(submission *s) {
   perigee__llayer *layer = s->layer;
   perigee_interp *interp = layer->interp;
@@ -213,6 +228,7 @@ static int enter_and_call(submission *s) {
   if (PERIGEE_LIKELY(rc == 0))
     return 0;
   perigee_work_unref(s->work);
+  explain_yield(&error, s);
   decorate(&error, s);
   return perigee__fail_with(&error);
 }

@@ -109,11 +109,11 @@ local function sides_of(texts, keys)
 end
 
 -- All ranks have seen the same table, so all come here.
-local function mismatch(self, wait, mine, all, opts)
+local function mismatch(self, mine, all, opts)
   local longest, size = 0, self.size
   for r = 0, size - 1 do longest = math.max(longest, all[3 * r + 2]) end
   local gathered = perigee.zeros("u8", longest * size)
-  wait(self.inner:allgather_into_tensor(gathered, padded(mine.text, longest), opts))
+  self.inner:allgather_into_tensor(gathered, padded(mine.text, longest), opts):wait()
   local bytes, texts, keys, full = gathered:tobytes(), {}, {}, {}
   for r = 0, size - 1 do
     texts[r + 1] = bytes:sub(r * longest + 1, r * longest + all[3 * r + 2])
@@ -127,17 +127,17 @@ local function mismatch(self, wait, mine, all, opts)
   })
 end
 
-local function compare(self, wait, mine, opts)
+local function compare(self, mine, opts)
   local all = perigee.zeros("i64", 3 * self.size)
   local check = self.inner:allgather_into_tensor(all, perigee.tensor("i64", { mine.hash, #mine.text, mine.seq }), opts)
-  local ok, e = pcall(wait, check)
+  local ok, e = pcall(check.wait, check)
   if not ok then
     e = common.as_error(e)
     e.message = ("%s, while the ranks compared %s"):format(e.message, mine.text)
     e.op, e.seq = mine.op, mine.seq
     error(e, 0)
   end
-  if differ(all, self.size) then error(mismatch(self, wait, mine, all, opts), 0) end
+  if differ(all, self.size) then error(mismatch(self, mine, all, opts), 0) end
 end
 
 -- The layer ---------------------------------------------------------------------------------------
@@ -148,12 +148,12 @@ local function make(row)
     local seq, deadline = self.inner.seq, perigee.clock() + call.opts.timeout
     local mine = { op = row.name, seq = seq, hash = hash(essence(row, call)) }
     mine.text = ("%s (#%d)%s"):format(common.text(row, call), seq, self.sites and call_site() or "")
-    return self._line(self.inner, deadline, function(wait, release)
-      compare(self, wait, mine, { timeout = common.time_left(deadline, row.name) })
+    return self._line(function(release)
+      compare(self, mine, { timeout = common.time_left(deadline, row.name) })
       call.opts.timeout = common.time_left(deadline, row.name)
       local work = self.inner[row.name](self.inner, table.unpack(args, 1, args.n))
       release() -- the next may be compared while this one runs
-      return wait(work)
+      return work:wait()
     end)
   end
 end

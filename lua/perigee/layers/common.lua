@@ -1,4 +1,4 @@
---- What the ready-made layers share: options, calls as text, and straight-line functions that wait without blocking.
+--- What the ready-made layers share: options, calls as text, and overrides as straight-line functions.
 -- Not a layer itself.
 local perigee = require "perigee"
 
@@ -194,117 +194,43 @@ end
 
 local maker_of = setmetatable({}, { __mode = "k" })
 
--- A wait that blocks.
-local function blocking(deadline)
-  return function(work)
-    work:wait(math.max(deadline - perigee.clock(), 0) + GRACE)
-    if not work:is_completed() then error(timed_out(), 0) end
-    return work:result()
-  end
-end
-
--- What an override returns when all is done.
-local function ended(value, source)
-  if source == nil then return true end
-  local future = perigee.future()
-  future:set_result(value, source)
-  return future
-end
-
-local function end_future(future, thread, ok, value, source)
-  if ok then
-    future:set_result(value, source)
-    return
-  end
-  local e = common.as_error(value)
-  e.traceback = e.traceback or debug.traceback(thread)
-  future:set_error(e)
-  coroutine.close(thread)
-end
-
--- body(wait) as a coroutine that ends the future.
-local function suspended(body, future)
-  local thread = coroutine.create(body)
-  maker_of[thread] = coroutine.running()
-  local function wait(work)
-    if not work:is_completed() then coroutine.yield(work) end
-    return work:result()
-  end
-  local function step(...)
-    local ok, value, source = coroutine.resume(thread, ...)
-    if coroutine.status(thread) == "suspended" then
-      value:on_done(function() step() end)
-    else
-      end_future(future, thread, ok, value, source)
-    end
-  end
-  step(wait)
-  maker_of[thread] = nil -- from now on it runs when its works end
-  return future
-end
-
---- What an override returns for body(wait), a straight-line function: wait(work) gives the work's value, or raises its
--- error. When the caller of the override waits anyway (inner.waits) body runs at once and `wait` blocks. Else it runs
--- as a coroutine, suspended while it waits, and the Work for it is returned at once. body returns nothing, or a value
--- and the source rank of a receive. deadline: the call's, as perigee.clock() tells time.
-function common.task(inner, deadline, body)
-  if inner.waits then return ended(body(blocking(deadline))) end
-  return suspended(body, perigee.future())
+--- What an override returns for body(), a straight-line function (perigee.async).
+function common.task(body)
+  local maker, thread = coroutine.running(), nil
+  local work = perigee.async(function()
+    thread = coroutine.running()
+    maker_of[thread] = maker
+    return body()
+  end)()
+  if thread then maker_of[thread] = nil end -- from now on it runs when its works end
+  return work
 end
 
 --- The coroutine that is making the task `thread`; nil later, and when it is no task.
 function common.maker(thread) return maker_of[thread] end
 
---- In a task: let the seconds pass.
-function common.pause(wait, seconds)
-  if seconds > 0 then pcall(wait, perigee.future { timeout = seconds }) end
-end
-
---- A line of tasks: line(inner, deadline, body) is a task that starts when the one before it has called release() or
--- has ended; body gets (wait, release, whether it runs at once, on the caller's thread). So its operations reach the
--- layers below in the order in which the tasks were made, which is the same on all ranks.
+--- A line of tasks: line(body) is a task that starts when the one before it has called release() or has ended; body
+-- gets (release). So its operations reach the layers below in the order in which the tasks were made, which is the
+-- same on all ranks.
 function common.line()
-  local queue, first, last = {}, 1, 0
-  local busy, pumping = false, false
-
-  local function pump()
-    if pumping then return end -- the loop further up goes on
-    pumping = true
-    while not busy and first <= last do
-      local start = queue[first]
-      queue[first], first, busy = nil, first + 1, true
-      start()
-    end
-    pumping = false
-  end
-
-  -- body for its turn; `busy` is set.
-  local function in_turn(body, wait, at_once)
-    local released = false
-    local function release()
-      if not released then
-        released, busy = true, false
-        pump()
+  local last
+  return function(body)
+    local before, turn = last, perigee.future()
+    last = turn
+    local function release() turn:set_result() end
+    return common.task(function()
+      if before then
+        local in_turn, e = pcall(before.wait, before)
+        if not in_turn then -- this one was ended; the next one still waits for the one before
+          before:on_done(release)
+          error(e, 0)
+        end
       end
-    end
-    local result = table.pack(pcall(body, wait, release, at_once))
-    release()
-    if not result[1] then error(result[2], 0) end
-    return table.unpack(result, 2, result.n)
-  end
-
-  return function(inner, deadline, body)
-    if inner.waits and not busy and first > last then
-      busy = true
-      return ended(in_turn(body, blocking(deadline), true))
-    end
-    local future = perigee.future()
-    last = last + 1
-    queue[last] = function()
-      suspended(function(wait) return in_turn(body, wait) end, future)
-    end
-    pump()
-    return future
+      local result = table.pack(pcall(body, release))
+      release()
+      if not result[1] then error(result[2], 0) end
+      return table.unpack(result, 2, result.n)
+    end)
   end
 end
 

@@ -79,18 +79,16 @@ local function abort_groups(self, reason)
   end
 end
 
--- body(stage): stage(group, op, ...) runs one operation on a group and waits for it; the options come last.
+-- body(stage): stage(group, op, ...) runs one operation on a group; the options come last.
 local function run(self, name, opts, body)
   local seq, deadline = self.inner.seq, perigee.clock() + opts.timeout
-  return self.line(self.inner, deadline, function(wait, _, at_once)
+  return self.line(function()
     local at
     local function stage(group, op, ...)
       at = group
-      local args = table.pack(...)
-      local options = args[args.n]
-      options.async, options.timeout = not at_once, common.time_left(deadline, op)
-      local work = group[op](group, ...)
-      if not at_once then wait(work) end
+      local options = select(-1, ...)
+      options.timeout = common.time_left(deadline, op)
+      group[op](group, ...)
     end
     local ok, e = pcall(body, stage)
     if ok then return end

@@ -39,9 +39,9 @@ local function restore(call, saved)
   for i, old in ipairs(saved) do call.ins[i]:copy_(old) end
 end
 
-local function attempt(self, row, wait, args)
+local function attempt(self, row, args)
   local work = self.inner[row.name](self.inner, table.unpack(args, 1, args.n))
-  local value = wait(work)
+  local value = work:wait()
   return value, common.source_of(row, work)
 end
 
@@ -49,10 +49,10 @@ local function make(row)
   return function(self, ...)
     local args, call = table.pack(...), common.call(row, ...)
     local saved, deadline = save(row, call), perigee.clock() + call.opts.timeout
-    return common.task(self.inner, deadline, function(wait)
+    return common.task(function()
       local backoff = self.backoff
       for tried = 0, self.times do
-        local result = table.pack(pcall(attempt, self, row, wait, args))
+        local result = table.pack(pcall(attempt, self, row, args))
         if result[1] then return table.unpack(result, 2, result.n) end
         local e = common.as_error(result[2])
         local left = deadline - perigee.clock() - backoff
@@ -62,7 +62,7 @@ local function make(row)
           e.message = ("%s (attempt %d of %d)"):format(e.message, tried + 1, self.times + 1)
           error(e, 0)
         end
-        common.pause(wait, backoff)
+        perigee.sleep(backoff)
         backoff = math.min(backoff * self.factor, self.max_backoff)
         Retry.stats.retries = Retry.stats.retries + 1
         restore(call, saved)
