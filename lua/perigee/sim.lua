@@ -5,6 +5,7 @@ local blame = require "perigee.sim.blame"
 local layers = require "perigee.sim.layers"
 local Comm = require "perigee.sim.comm"
 local Group = require "perigee.sim.group"
+local task = require "perigee.sim.task"
 local World = require "perigee.sim.world"
 
 local sim = {}
@@ -61,8 +62,11 @@ function sim.run(n, fn, opts)
       return result[2]
     end)
   end
-  world:run()
+  local outer = task.enter(world)
+  local ran, why = pcall(world.run, world)
   world.over = true
+  task.leave(outer)
+  if not ran then error(why, 0) end
   local first = world.first
   if first then error(first.rank and blame.with_rank(first.err, first.rank, world.traces[first.rank])
     or first.err, 0) end

@@ -97,7 +97,12 @@ local function from_table(group, result, fields, timeout)
 end
 
 local function as_work(group, result, fields, timeout, layer)
-  if Work.is(result) then return result end
+  if Work.is(result) then
+    if not result.op then
+      for k, v in pairs(fields) do result[k] = v end -- of perigee.async
+    end
+    return result
+  end
   if result == true then
     local work = Work.new(group.comm.world, fields)
     work:finish "done"

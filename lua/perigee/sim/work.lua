@@ -55,6 +55,7 @@ local function value_of(self)
 end
 
 function Work:wait(seconds)
+  self.seen = true
   if self.state == "pending" and self.lazy then
     local f = self.lazy
     self.lazy = nil
@@ -88,10 +89,12 @@ function Work:is_completed()
 end
 
 function Work:error()
+  self.seen = true
   if self.state ~= "done" then return self.err end
 end
 
 function Work:result()
+  self.seen = true
   if self.state == "pending" then
     error(perigee.error("ESTATE", "the work is still pending: wait for it first"), 2)
   end
@@ -113,7 +116,16 @@ function Work:abort(reason)
   return ended
 end
 
-local function subscribe(self, f)
+local function subscribe(self, callback)
+  local world = self.world
+  local rank = world:rank_now()
+  self.seen = true
+  local function f()
+    local before = world.acting
+    world.acting = rank
+    callback()
+    world.acting = before
+  end
   if self.state ~= "pending" then self.world:defer(f) else self.callbacks[#self.callbacks + 1] = f end
 end
 
@@ -168,11 +180,24 @@ function Work:on_done(f)
   return self
 end
 
-local function not_a_future(name)
-  error(perigee.error("ESTATE", ("'%s' on a work that was not made by perigee.future"):format(name)), 3)
+local function check_open(self, name)
+  if not self.open then
+    error(perigee.error("ESTATE", ("'%s' on a work that was not made by perigee.future"):format(name)), 3)
+  end
 end
-function Work.set_result() not_a_future "set_result" end
-function Work.set_error() not_a_future "set_error" end
+
+function Work:set_result(value, source)
+  check_open(self, "set_result")
+  if self.state ~= "pending" then return false end
+  self.value, self.source = value, source
+  return self:finish "done"
+end
+
+function Work:set_error(err)
+  check_open(self, "set_error")
+  if err == nil then error(perigee.error("EINVAL", "bad argument #1 to 'set_error' (error expected, got nil)"), 2) end
+  return self:finish("failed", blame.object(err))
+end
 
 function Work:__tostring()
   if not self.op then return ("work (%s)"):format(self.state) end

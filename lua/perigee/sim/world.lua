@@ -1,8 +1,9 @@
--- The scheduler of a simulated world: ranks are coroutines, one runs at a time, a seeded generator picks the next.
+-- The scheduler of a simulated world: strands are coroutines, one runs at a time, a seeded generator picks the next.
+-- A rank has one strand for its function, and one for each task (perigee.async, sim/task.lua) that it started.
 --
 -- Time is virtual: it stands still while anybody can move. When nobody can, the earliest timeout that a call was given
 -- passes; when there is none, that is a deadlock, and everybody who waits fails with a report of who waits for whom.
--- A wait in the rank's own coroutine yields. A wait anywhere else (in a coroutine of the script, in a comparator of
+-- A wait in the strand's own coroutine yields. A wait anywhere else (in a coroutine of the script, in a comparator of
 -- table.sort) runs the other ranks from where it stands: when two ranks do that inside each other, the lower one goes
 -- on only after the upper one, which may be a deadlock of its own kind and is reported as one.
 local perigee = require "perigee"
@@ -11,12 +12,12 @@ local blame = require "perigee.sim.blame"
 local World = {}
 World.__index = World
 
-local TOKEN = {} -- what a waiting rank yields
+local TOKEN = {} -- what a waiting strand yields
 local EXTERNAL_SECONDS = 1 -- real time that a work of the runtime gets when only it can move the world
 
 function World.new(n, opts)
   return setmetatable({
-    n = n, opts = opts, co = {}, ended = {}, killed = {}, waiting = {}, results = { n = n },
+    n = n, opts = opts, main = {}, strands = {}, ended = {}, killed = {}, results = { n = n },
     state = (opts.seed or 0) * 2862933555777941757 + 3037000493, steps = 0, now = 0.0, traces = {},
     max_steps = opts.max_steps or 1000000,
     callbacks = {}, delayed = {}, timed = {}, externals = {}, comms = {},
@@ -91,20 +92,32 @@ function World:failed(rank, err)
   abort_comms(self, err, rank)
 end
 
+--- A strand of the rank. The fields that the scheduler uses: rank, co, wait (what it waits for), task (sim/task.lua).
+function World:add(rank, body)
+  local strand = { rank = rank, co = coroutine.create(body) }
+  self.strands[#self.strands + 1] = strand
+  return strand
+end
+
 function World:start(rank, fn, ...)
   local args = table.pack(...)
-  self.co[rank] = coroutine.create(function()
+  self.main[rank] = self:add(rank, function()
     local ok, value = xpcall(fn, blame.traced, table.unpack(args, 1, args.n))
     self.ended[rank] = true
     if ok then self.results[rank + 1] = value else self:failed(rank, value) end
   end)
 end
 
-local function resume(self, rank)
-  local before, in_callback = self.current, self.in_callback
-  self.current, self.in_callback = rank, false
-  local ok, what = coroutine.resume(self.co[rank])
-  self.current, self.in_callback = before, in_callback
+local function remove(self, strand)
+  for i, other in ipairs(self.strands) do
+    if other == strand then
+      table.remove(self.strands, i)
+      return
+    end
+  end
+end
+
+local function main_stopped(self, rank, ok, what)
   if not ok then
     self.ended[rank] = true
     self:failed(rank, what)
@@ -114,12 +127,33 @@ local function resume(self, rank)
   end
 end
 
+--- Let the strand go on until it waits again.
+function World:resume(strand)
+  local before, in_callback = self.strand, self.in_callback
+  self.strand, self.in_callback = strand, false
+  local ok, what = coroutine.resume(strand.co)
+  self.strand, self.in_callback = before, in_callback
+  if not strand.task then
+    main_stopped(self, strand.rank, ok, what)
+  elseif not ok or what ~= TOKEN or coroutine.status(strand.co) == "dead" then
+    strand.task:stopped(ok, what)
+    coroutine.close(strand.co)
+    remove(self, strand)
+  end
+end
+
+--- The rank for which Lua runs now; nil outside of all.
+function World:rank_now()
+  if self.in_callback then return self.acting end
+  return self.strand and self.strand.rank
+end
+
 local function runnable(self)
   local list = {}
-  for rank = 0, self.n - 1 do
-    local wait = self.waiting[rank]
-    if not self.ended[rank] and coroutine.status(self.co[rank]) == "suspended" and (not wait or wait.ready()) then
-      list[#list + 1] = rank
+  for _, strand in ipairs(self.strands) do
+    local gone = self.killed[strand.rank] or self.ended[strand.rank] and not strand.task
+    if not gone and coroutine.status(strand.co) == "suspended" and (not strand.wait or strand.wait.ready()) then
+      list[#list + 1] = strand
     end
   end
   return list
@@ -131,7 +165,7 @@ local function external_moves(self)
   if not any then return false end
   self.external_left = (self.external_left or EXTERNAL_SECONDS) - 0.001
   if self.external_left <= 0 then return false end
-  perigee.sleep(0.001)
+  perigee._testing.sleep(0.001) -- real time
   return true
 end
 
@@ -139,17 +173,17 @@ end
 function World:step(still)
   self.steps = self.steps + 1
   if self.steps > self.max_steps and not self.first then
-    self:failed(self.current or 0, perigee.error("ELIMIT", ("no end after %d steps"):format(self.max_steps)))
+    self:failed(self.strand and self.strand.rank or 0, perigee.error("ELIMIT", ("no end after %d steps"):format(self.max_steps)))
     for rank = 0, self.n - 1 do self.ended[rank] = true end
     self.stopped = true
   end
   if self.stopped then return false end
   run_due(self)
-  local ranks = runnable(self)
-  local n = #ranks + (#self.callbacks > 0 and 1 or 0)
+  local strands = runnable(self)
+  local n = #strands + (#self.callbacks > 0 and 1 or 0)
   if n > 0 then
     local pick = self:random(n)
-    if pick > #ranks then run_callback(self) else resume(self, ranks[pick]) end
+    if pick > #strands then run_callback(self) else self:resume(strands[pick]) end
     return true
   end
   if still then return false end
@@ -171,45 +205,51 @@ end
 
 -- ---- waiting -------------------------------------------------------------------------------------------
 
---- Wait until ready(), on the rank that runs. work: what the report of a deadlock tells, and what it fails.
+local function can_yield(strand) return coroutine.running() == strand.co and coroutine.isyieldable() end
+
+--- Wait until ready(), on the strand that runs. work: what the report of a deadlock tells, and what it fails.
 function World:block(work, ready)
-  local rank = self.current
-  if self.over or rank == nil then
+  local strand = self.strand
+  if self.over or strand == nil then
     error(perigee.error("ESTATE", "the simulated world has ended: nothing can complete this work"), 0)
   end
   if self.in_callback then
     error(perigee.error("EDEADLK", "a callback must not wait: use map or on_done"), 0)
   end
-  local before = self.waiting[rank]
-  self.waiting[rank] = { work = work, ready = ready, outer = before }
-  while not ready() do
-    if coroutine.running() == self.co[rank] and coroutine.isyieldable() then
+  local before, task = strand.wait, strand.task
+  if task then task:tell() end
+  local function over() return ready() or task ~= nil and task:is_told() end
+  strand.wait = { work = work, ready = over, outer = before }
+  while not over() do
+    if can_yield(strand) then
       coroutine.yield(TOKEN)
     elseif not self:step() then
       self:deadlock()
-      if not ready() then break end -- stopped
+      if not over() then break end -- stopped
     end
   end
-  self.waiting[rank] = before
+  strand.wait = before
+  if task then task:tell() end
 end
 
 --- Let others move once: for loops that ask is_completed().
 function World:pause()
-  local rank = self.current
-  if self.over or rank == nil or self.in_callback then return end
-  if coroutine.running() == self.co[rank] and coroutine.isyieldable() then
+  local strand = self.strand
+  if self.over or strand == nil or self.in_callback then return end
+  if can_yield(strand) then
     coroutine.yield(TOKEN)
   else
     self:step(true)
   end
 end
 
---- The rank that runs dies here: its coroutine is not run again.
+--- The rank that runs dies here: its strands are not run again.
 function World:kill()
-  local rank = self.current
+  local strand = self.strand
+  local rank = strand.rank
   self.ended[rank], self.killed[rank] = true, true
   for _, comm in ipairs(self.comms) do comm:died(rank) end
-  if coroutine.running() == self.co[rank] and coroutine.isyieldable() then coroutine.yield(TOKEN) end
+  if can_yield(strand) then coroutine.yield(TOKEN) end
   error(perigee.error("EPEERDEAD", "this rank was killed by a fault", { rank = rank, ranks = { rank } }), 0)
 end
 
@@ -220,14 +260,15 @@ local function ranks_text(list)
   return (#list == 1 and "rank " or "ranks ") .. table.concat(list, ",")
 end
 
-local function describe(self, rank, waits)
-  local wait = self.waiting[rank]
-  if self.killed[rank] then return ("rank %d was killed"):format(rank) end
-  if self.ended[rank] then return ("rank %d has ended"):format(rank) end
-  if not wait then return ("rank %d waits in a place that cannot be left"):format(rank) end
+local function describe(self, strand, waits)
+  local rank, wait = strand.rank, strand.wait
+  local who = (strand.task and "a task of rank %d" or "rank %d"):format(rank)
+  if self.killed[rank] then return who .. " was killed" end
+  if self.ended[rank] and not strand.task then return who .. " has ended" end
+  if not wait then return who .. " waits in a place that cannot be left" end
   if wait.ready() then
-    return ("rank %d could go on, but waits where it cannot yield (a comparator, a coroutine of the script), below "
-      .. "another rank that does"):format(rank)
+    return who .. " could go on, but waits where it cannot yield (a comparator, a coroutine of the script), below "
+      .. "another rank that does"
   end
   local work = wait.work
   local missing = work.missing and work.missing() or {}
@@ -235,15 +276,14 @@ local function describe(self, rank, waits)
   local what = work.what or work.op or "a future of the script"
   if work.seq then what = ("%s #%d"):format(what, work.seq) end
   if work.group then what = ("%s on %s"):format(what, work.group) end
-  if not work.missing then return ("rank %d waits in %s"):format(rank, what) end
-  return ("rank %d waits in %s for %s"):format(rank, what, ranks_text(missing))
+  if not work.missing then return ("%s waits in %s"):format(who, what) end
+  return ("%s waits in %s for %s"):format(who, what, ranks_text(missing))
 end
 
 --- Nobody can move: fail every wait with the same report.
 function World:deadlock()
-  local waits, parts = {}, {}
-  for rank = 0, self.n - 1 do parts[#parts + 1] = describe(self, rank, waits) end
-  local ranks = {}
+  local waits, parts, ranks, strands = {}, {}, {}, { table.unpack(self.strands) }
+  for _, strand in ipairs(strands) do parts[#parts + 1] = describe(self, strand, waits) end
   for i, wait in ipairs(waits) do ranks[i] = wait.rank end
   local text = "deadlock: " .. table.concat(parts, "; ")
   local function report(fields)
@@ -251,17 +291,18 @@ function World:deadlock()
     return perigee.error("EDEADLK", text, fields)
   end
   self.first = self.first or { err = report {} }
-  for rank = 0, self.n - 1 do
-    local wait = self.waiting[rank]
+  for _, strand in ipairs(strands) do
+    local wait = strand.wait
     while wait do
       local work = wait.work
-      work:finish("failed", report { op = work.op, seq = work.seq, group = work.group, rank = rank })
+      work:finish("failed", report { op = work.op, seq = work.seq, group = work.group, rank = strand.rank })
       wait = wait.outer
     end
   end
 end
 
---- Run to the end: all ranks have returned, and callbacks that were due have run.
+--- Run to the end: all ranks have returned, and callbacks that were due have run. Tasks that nobody waited for end with
+-- their ranks.
 function World:run()
   local function open()
     for rank = 0, self.n - 1 do
@@ -272,8 +313,8 @@ function World:run()
   while not self.stopped and (open() or #self.callbacks > 0) do
     if not self:step() and not self.stopped then self:deadlock() end
   end
-  for rank = 0, self.n - 1 do -- of killed ranks: pending closes run
-    if coroutine.status(self.co[rank]) == "suspended" then coroutine.close(self.co[rank]) end
+  for _, strand in ipairs(self.strands) do -- of killed ranks, and tasks that are left: pending closes run
+    if coroutine.status(strand.co) == "suspended" then coroutine.close(strand.co) end
   end
 end
 
