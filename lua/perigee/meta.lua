@@ -395,6 +395,41 @@ function perigee.wait_any(works, seconds) end
 ---@return perigee.Error?
 function perigee.wait_all(works, seconds) end
 
+-- Straight-line functions -----------------------------------------------------------------------
+
+---@class perigee.AsyncOptions
+---@field ordered? boolean # calls with the same first argument (self) run one after the other, in the order of the calls
+
+---f as a function that returns a Work at once. f runs as a coroutine, at once up to its first wait; in it work:wait,
+---wait_any, wait_all, perigee.sleep and the blocking operations of groups let others run instead of blocking, and it
+---goes on, on whatever thread drives the interpreter, when what it waits for has ended. What f returns first is the
+---Work's value (a second integer: the source of a receive; a Work: its outcome); what it raises fails the Work.
+---
+---As a method of a backend it is an override, whose value nobody looks at. Many calls of it may be in flight. One that
+---issues collectives after a wait wants `ordered`: when each call goes on depends on timing, and ranks must issue
+---collectives in one order. When the caller of the operation waits anyway, waits for native works block right there.
+---
+---Ending the Work (abort, its timeout, the group's close) raises that error in the wait that f is in, once. Where Lua
+---cannot yield (comparators, gsub, metamethods called from C) and in coroutines of the script's own, generators for
+---instance, waits block. A yield of f itself that is no wait is an error. Objects, stores and splits block.
+---@param f fun(...): any
+---@param opts? perigee.AsyncOptions
+---@return fun(...): perigee.Work
+function perigee.async(f, opts) end
+
+---@class perigee.RunOptions
+---@field timeout? number # of the whole run: ETIMEDOUT, raised in all waits, then by run
+
+---Run main(...) as an async function, and on this thread it and all async functions that it called (they theirs, ...)
+---until they have ended; returns what main returned. When main fails the others are told by ECANCELED in their waits,
+---and closed if they have not ended a second later. An error of a task whose Work nobody asked for is raised as well.
+---EDEADLK, with the places that wait, when nothing in this interpreter can go on. Not inside async functions.
+---@param opts perigee.RunOptions|fun(...): any # options may be left out
+---@param main any
+---@param ... any
+---@return any ...
+function perigee.run(opts, main, ...) end
+
 ---Run the callbacks that are ready, on this thread: 1000 at most. When none is, wait up to the seconds for one.
 ---@param seconds? number # 0
 ---@return boolean # whether there were any
@@ -416,7 +451,7 @@ function perigee.timeout() end
 ---@return number # seconds of a clock that never jumps
 function perigee.clock() end
 
----Sleep; other threads run Lua meanwhile.
+---Sleep; other threads run Lua meanwhile, and in an async function its interpreter's other tasks.
 ---@param seconds number
 function perigee.sleep(seconds) end
 
@@ -1015,7 +1050,8 @@ function testing.ranks(n, fn, opts) end
 ---Run fn(group) on n ranks, which are coroutines of one Lua state, one at a time, in an order made from the seed. Every
 ---operation is computed by its definition. Time is virtual: when nobody can move, the earliest timeout that a call (or
 ---set_timeout) was given passes; without one that is a deadlock: EDEADLK, whose message and field `waits` say who waits
----for whom in which operation. perigee.sleep and waits for perigee.future block all ranks. Errors as in ranks.
+---for whom in which operation. Async functions take part; futures and perigee.sleep keep virtual time. Errors as in
+---ranks.
 ---@param n integer
 ---@param fn fun(group: perigee.Group): any
 ---@param opts? perigee.SimOptions

@@ -15,7 +15,7 @@ end
 describe("examples", function()
   after_each(support.cleanup)
 
-  for _, name in ipairs { "hello", "custom_backend", "custom_op", "ring", "subgroups" } do
+  for _, name in ipairs { "hello", "custom_backend", "custom_op", "ring", "subgroups", "async" } do
     for _, n in ipairs { 1, 2, 4 } do
       it(("%s.lua on %d"):format(name, n), function()
         local r = run(("-n %d examples/%s.lua"):format(n, name))

@@ -12,24 +12,25 @@ static const char taker_key; /* registry: who makes tasks instead (a simulated w
 
 /* ---- perigee.async --------------------------------------------------------------------------------- */
 
-/* [-0, +0, e] The task on whose Work the top of the stack is stands behind the one before it with the same first argument. */
+/* [-0, +0, e] The task stands behind the newest one with the same first argument, which is at `key`. */
 static void start_in_order(lua_State *L, perigee__lthread *t, perigee__task *task, int key) {
-  int object = lua_gettop(L);
-  perigee_work *before = NULL;
+  int top = lua_gettop(L);
   lua_rawgetp(L, LUA_REGISTRYINDEX, &lines_key);
   lua_pushvalue(L, key);
-  lua_rawget(L, -2); // [ lines, newest | nil ]
-  const perigee__lwork *w = perigee__object_get(L, -1, &perigee__type_work);
-  if (w != NULL && w->box.ptr != NULL && !perigee_work_is_completed(w->box.ptr))
-    before = w->box.ptr;
+  lua_rawget(L, -2); // [ lines, turn of the newest | nil ]
+  const perigee__lwork *before = perigee__object_get(L, -1, &perigee__type_work);
   lua_pushvalue(L, key);
-  lua_pushvalue(L, object);
-  lua_rawset(L, -4);
-  if (before != NULL)
-    perigee__task_start_after(L, task, before);
+  perigee__lwork *turn = perigee__lwork_new(L);
+  perigee_work *work;
+  perigee__check(L, perigee_future_create(NULL, NULL, PERIGEE_NEVER, &work));
+  turn->box.ptr = work;
+  task->turn = perigee_work_ref(work);
+  lua_rawset(L, -4); // [ lines, turn of the newest | nil ]
+  if (before != NULL && before->box.ptr != NULL && !perigee_work_is_completed(before->box.ptr))
+    perigee__task_start_after(L, task, before->box.ptr);
   else
     perigee__task_start(t, L, task);
-  lua_settop(L, object);
+  lua_settop(L, top);
 }
 
 /* Upvalues: box, function, whether calls are ordered. Index 1 .. n: the arguments. */
@@ -54,8 +55,7 @@ int perigee__async_call(lua_State *L) {
   int key = 0;
   if (ordered) {
     if (n == 0 || lua_isnil(L, 1))
-      perigee__raise_arg(L, "ordered async function", 1, "self expected, got %s",
-                         perigee__type_name(L, 1));
+      perigee__raise_arg(L, "ordered async function", 1, "self expected, got nil");
     lua_pushvalue(L, 1);
     lua_insert(L, 1);
     key = 1;

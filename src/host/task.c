@@ -21,6 +21,7 @@ void perigee__task_unref(perigee__task *task) {
   if (task == NULL || atomic_fetch_sub_explicit(&task->refs, 1, memory_order_acq_rel) != 1)
     return;
   perigee_work_unref(task->work);
+  perigee_work_unref(task->turn);
   perigee_interp *interp = task->interp;
   free(task);
   perigee__interp_unref(interp);
@@ -57,6 +58,8 @@ static void retire(perigee__task *task) {
       perigee_work_get_status(task->work) != PERIGEE_WORK_DONE)
     remember_failure(task);
   perigee__list_remove(&task->node);
+  if (task->turn != NULL)
+    perigee_future_set_result(task->turn);
   perigee__task_unref(task);
 }
 
@@ -332,32 +335,48 @@ static void advance(perigee__lthread *t, lua_State *L, perigee__task *task, int 
     retire(task);
 }
 
+/* Its turn has come, or its work was ended before that. */
+static void take_turn(perigee__lthread *t, lua_State *L, perigee__task *task) {
+  bool ended = perigee_work_is_completed(task->work);
+  if (ended && !perigee_work_is_completed(task->awaited)) {
+    perigee_work *before = perigee_work_ref(task->awaited);
+    forget_wait(task);
+    task->told = true;
+    int rc = fall_asleep(task, before, PERIGEE_TIMEOUT_NONE);
+    perigee_work_unref(before);
+    if (rc == 0)
+      return;
+  }
+  forget_wait(task);
+  if (ended)
+    retire(task);
+  else
+    perigee__task_start(t, L, task);
+}
+
+static void follow(lua_State *L, perigee__task *task) {
+  perigee_error error;
+  forget_wait(task);
+  if (!perigee_work_is_completed(task->work) && perigee__protect(L, follow_body, task, &error) < 0)
+    perigee_future_set_error(task->work, &error);
+  retire(task);
+}
+
 /* From the ready queue. */
 static void on_ready(perigee__lthread *t, lua_State *L, perigee__ready *ready) {
   perigee__task *task = PERIGEE_CONTAINER_OF(ready, perigee__task, ready);
-  perigee_error error;
-  if (task->co == NULL) { /* closed meanwhile */
-    perigee__task_unref(task);
-    return;
-  }
-  if (task->follow_ref != LUA_NOREF) {
-    forget_wait(task);
-    if (!perigee_work_is_completed(task->work) &&
-        perigee__protect(L, follow_body, task, &error) < 0)
-      perigee_future_set_error(task->work, &error);
-    retire(task);
-  } else if (task->started) {
+  if (task->co == NULL) {
+    /* closed meanwhile */
+  } else if (task->follow_ref != LUA_NOREF) {
+    follow(L, task);
+  } else if (!task->started) {
+    take_turn(t, L, task);
+  } else {
     forget_wait(task);
     task->resumed = true;
     advance(t, L, task, 0);
-  } else {
-    forget_wait(task);
-    if (perigee_work_is_completed(task->work)) /* ended before its turn */
-      retire(task);
-    else
-      perigee__task_start(t, L, task);
   }
-  perigee__task_unref(task);
+  perigee__task_unref(task); /* the queue's reference */
 }
 
 /* The interpreter is closed; perigee__tasks_close has ended its work. */

@@ -32,13 +32,14 @@ typedef struct perigee__task {
   _Atomic uint32_t asleep; /* seq_cst: see perigee__task_wait */
   perigee_interp *interp;  /* counted */
   perigee_work *work;      /* its outcome; one reference */
-  lua_State *co;           /* NULL once it has ended */
-  int co_ref, follow_ref;  /* follow: the Work object whose outcome becomes the task's */
-  int nargs;               /* on the stack of co, before the start */
-  uint32_t waits;          /* number of the newest wait */
-  uint64_t seq;            /* of the operation whose override started it */
-  perigee_work *awaited;   /* while it sleeps: one reference */
-  perigee_work *timer;     /* while it sleeps: limit of the wait, or NULL */
+  perigee_work *turn; /* of ordered ones: ends when the task has ended; one reference, or NULL */
+  lua_State *co;      /* NULL once it has ended */
+  int co_ref, follow_ref; /* follow: the Work object whose outcome becomes the task's */
+  int nargs;              /* on the stack of co, before the start */
+  uint32_t waits;         /* number of the newest wait */
+  uint64_t seq;           /* of the operation whose override started it */
+  perigee_work *awaited;  /* while it sleeps: one reference */
+  perigee_work *timer;    /* while it sleeps: limit of the wait, or NULL */
   struct perigee__waker
       *wakers[2];         /* while it sleeps: callbacks of awaited and timer; one reference each */
   perigee__task_run *run; /* the perigee.run it belongs to, or NULL */
@@ -58,7 +59,7 @@ PERIGEE_RAISES perigee__task *perigee__task_create(lua_State *L, perigee__lthrea
                                                    const perigee_request *req);
 /** Run it on this thread up to its first wait. Does not raise. */
 void perigee__task_start(perigee__lthread *t, lua_State *L, perigee__task *task);
-/** Start it once `before` has ended. [-0, +0, e] */
+/** Start it once `before`, the turn of another task, has ended. A task whose work is ended meanwhile keeps its place. [-0, +0, e] */
 PERIGEE_RAISES void perigee__task_start_after(lua_State *L, perigee__task *task,
                                               perigee_work *before);
 void perigee__task_unref(perigee__task *task); /* NULL is accepted */

@@ -10,18 +10,24 @@ Task.__index = Task
 
 local current -- the world that runs
 
--- A strand for f(...): at once up to its first wait, or when the work `before` has ended. run: of perigee.run, or nil.
-local function spawn(world, run, before, f, ...)
+-- A strand for f(...): at once up to its first wait, or when the work `before` has ended. run: of perigee.run, or nil;
+-- turn: a work that ends when the strand has ended, or nil.
+local function spawn(world, run, before, turn, f, ...)
   local args, rank = table.pack(...), world:rank_now() or 0
   local work = Work.new(world, { rank = rank, what = "an async function" })
-  local self = setmetatable({ work = work, run = run }, Task)
+  local self = setmetatable({ work = work, run = run, turn = turn }, Task)
   local function body()
     local result = table.pack(f(table.unpack(args, 1, args.n)))
     if Work.is(result[1]) then return result[1]:wait() end
     return table.unpack(result, 1, result.n)
   end
   local strand = world:add(rank, function()
-    if before then world:block(before, function() return before.state ~= "pending" end) end
+    if before then
+      self.queued = true -- is not told before its turn
+      world:block(before, function() return before.state ~= "pending" end)
+      self.queued = false
+      self:tell()
+    end
     self.results = table.pack(xpcall(body, function(e)
       return blame.object(e, { op = work.op, seq = work.seq, group = work.group, rank = rank }, debug.traceback())
     end))
@@ -46,10 +52,11 @@ function Task:stopped(ok, what)
     work:finish "done"
   end
   self.ended = true
+  if self.turn then self.turn:finish "done" end
 end
 
 --- Whether somebody else has ended its work, and it has not been told.
-function Task:is_told() return self.work.state ~= "pending" and not self.told end
+function Task:is_told() return self.work.state ~= "pending" and not self.told and not self.queued end
 
 --- Raise that in it, once.
 function Task:tell()
@@ -60,18 +67,17 @@ end
 
 -- ---- perigee.async ------------------------------------------------------------------------------------------------
 
-local lines = setmetatable({}, { __mode = "k" }) -- first argument -> work of the newest ordered task
+local lines = setmetatable({}, { __mode = "k" }) -- first argument -> turn of the newest ordered task
 
 local function take(f, ordered, ...)
-  local world, before = current, nil
+  local world, before, turn = current, nil, nil
   local running = world.strand and world.strand.task
   if ordered then
-    before = lines[(...)]
+    before, turn = lines[(...)], Work.new(world, { what = "an ordered async function" })
     if before and before.state ~= "pending" then before = nil end
+    lines[(...)] = turn
   end
-  local work = spawn(world, running and running.run, before, f, ...).work
-  if ordered then lines[(...)] = work end
-  return work
+  return spawn(world, running and running.run, before, turn, f, ...).work
 end
 
 -- ---- perigee.run --------------------------------------------------------------------------------------------------
@@ -91,7 +97,7 @@ end
 
 local function run(world, timeout, main, ...)
   local tasks, timer = {}, nil
-  local first = spawn(world, tasks, nil, main, ...)
+  local first = spawn(world, tasks, nil, nil, main, ...)
   if timeout then
     timer = world:at(timeout, function()
       end_all(tasks, perigee.error("ETIMEDOUT", ("perigee.run: timed out after %.1f s"):format(timeout)))
