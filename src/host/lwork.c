@@ -165,9 +165,8 @@ void perigee__work_error_of(const perigee_work *work, perigee_error *error) {
 
 /* ---- methods ------------------------------------------------------------------------------------- */
 
-/* What this thread holds back for w runs right here, to its end, unless that may take longer than the wait. */
-static void run_held_back(lua_State *L, perigee_interp *interp, const perigee__lwork *w,
-                          int64_t timeout_ns) {
+void perigee__lwork_run_held(lua_State *L, perigee_interp *interp, const perigee__lwork *w,
+                             int64_t timeout_ns) {
   perigee__deferred *d = w->deferred;
   if (d == NULL)
     return;
@@ -222,7 +221,7 @@ static int l_wait(lua_State *L) {
   perigee__task *task = perigee__task_here(perigee__lthread_here(interp, L), L);
   const perigee__lwork *w = perigee__object_self(L, &perigee__type_work, "wait");
   if (task == NULL || task->straight)
-    run_held_back(L, interp, w, timeout_ns);
+    perigee__lwork_run_held(L, interp, w, timeout_ns);
   perigee_work *work = self(L, "wait")->box.ptr;
   if (task != NULL) {
     if (perigee_work_is_completed(work))

@@ -28,6 +28,9 @@ PERIGEE_RAISES perigee__lwork *perigee__lwork_new(lua_State *L);
 PERIGEE_RAISES perigee__lwork *perigee__lwork_get(lua_State *L, int index);
 /** See that w has a work: submits what was held back. [-0, +0, e] */
 PERIGEE_RAISES void perigee__lwork_settle(lua_State *L, perigee__lwork *w);
+/** What this thread holds back for w runs right here, to its end, unless that may take longer than the wait. [-0, +0, e] */
+PERIGEE_RAISES void perigee__lwork_run_held(lua_State *L, perigee_interp *interp,
+                                            const perigee__lwork *w, int64_t timeout_ns);
 /** Push what wait returns: the value of a work that is done (raises when it failed), or nil and an error when timeout_ns ran out.
  *  [-0, +1..2, e] */
 PERIGEE_RAISES int perigee__lwork_push_outcome(lua_State *L, int index, int64_t timeout_ns);

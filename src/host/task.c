@@ -269,6 +269,9 @@ static void take_values(lua_State *L, ending *e) {
   perigee__task *task = e->task;
   luaL_checkstack(L, e->n + 8, NULL);
   lua_xmove(task->co, L, e->n); // [ ending, values... ]
+  const perigee__lwork *held = e->n > 0 ? perigee__object_get(L, 2, &perigee__type_work) : NULL;
+  if (held != NULL && task->straight)
+    perigee__lwork_run_held(L, task->interp, held, PERIGEE_TIMEOUT_NONE);
   const perigee__lwork *w = e->n > 0 ? perigee__lwork_get(L, 2) : NULL;
   if (w != NULL && !perigee_work_is_completed(w->box.ptr)) {
     if (perigee__work_reaches(w->box.ptr, task->work))
