@@ -398,7 +398,7 @@ function perigee.wait_all(works, seconds) end
 -- Straight-line functions -----------------------------------------------------------------------
 
 ---@class perigee.AsyncOptions
----@field ordered? boolean # calls with the same first argument (self) run one after the other, in the order of the calls
+---@field ordered? boolean # calls with the same first argument (self) run one after the other, in their order
 
 ---f as a function that returns a Work at once. f runs as a coroutine, at once up to its first wait; in it work:wait,
 ---wait_any, wait_all, perigee.sleep and the blocking operations of groups let others run instead of blocking, and it

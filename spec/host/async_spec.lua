@@ -48,7 +48,7 @@ describe("perigee.async", function()
   it("fails the Work with what was raised, where", function()
     local work = async(function()
       pass(0.01)
-      local nothing
+      local nothing = perigee.missing
       return nothing.field
     end)()
     local e = raised(work.wait, work, 20)
@@ -402,6 +402,28 @@ describe("an async override", function()
     assert.equal(0, running)
   end)
 
+  it("may start others, which overlap, as a plain override may", function()
+    local function both(self)
+      local gate, order = perigee.future(), {}
+      local first = async(function()
+        self.inner:barrier():wait() -- native, but must not hold up the second
+        gate:wait()
+        order[#order + 1] = "first"
+      end)()
+      local second = async(function()
+        order[#order + 1] = "second"
+        gate:set_result()
+      end)()
+      second:wait()
+      return first:map(function() assert(table.concat(order, " ") == "second first") end)
+    end
+    local world = world_with { allreduce = async(both), broadcast = both }
+    for _, op in ipairs { "allreduce", "broadcast" } do
+      world[op](world, 1)
+      world[op](world, 1, { async = true }):wait(20)
+    end
+  end)
+
   it("runs in order when it is asked to", function()
     local order, running = {}, 0
     local world = world_with { allreduce = async(function(self, tensors)
@@ -689,7 +711,22 @@ describe("async overrides on several ranks", function()
     end
   end)
 
+  -- A plain override whose helpers need each other: the first receives what only the second one's peer sends.
+  function Ring:barrier(opts)
+    local size, rank, tag = self.size, self.rank, 10000 + self.inner.seq
+    if size == 1 then return true end
+    local function token() return { perigee.zeros("u8", 1) } end
+    local received = async(function()
+      self.inner:recv(token(), (rank - 1) % size, { tag = tag, timeout = opts.timeout }):wait()
+    end)()
+    local sent = async(function()
+      self.inner:send(token(), (rank + 1) % size, { tag = tag, timeout = opts.timeout }):wait()
+    end)()
+    return async(function() perigee.wait_all { received, sent } end)()
+  end
+
   local function exercise(g)
+    g:barrier()
     for round = 1, 3 do
       local t = perigee.full("f64", 5, g.rank + round)
       g:allreduce(t)

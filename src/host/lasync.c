@@ -63,7 +63,8 @@ int perigee__async_call(lua_State *L) {
   lua_pushvalue(L, lua_upvalueindex(2));
   lua_insert(L, key + 1);
   perigee__task *task = perigee__task_create(L, t, n, req); // [ key?, work ]
-  task->straight = t->defer_for != NULL && t->callbacks == 0;
+  /* Only an override itself: what it starts besides must not hold up the rest of it. */
+  task->straight = req != NULL && t->defer_for != NULL && t->callbacks == 0;
   if (ordered)
     start_in_order(L, t, task, key);
   else

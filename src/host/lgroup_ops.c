@@ -98,11 +98,8 @@ static int run_sync(lua_State *L, perigee_interp *interp, const perigee__lgroup 
   return push_result(L, call, -1);
 }
 
-/* ctx: 2 * stack index of the Work, + 1 when the operation has a value */
-static int op_continues(lua_State *L, int status, lua_KContext ctx) {
-  (void)status;
-  perigee__task_woken(L);
-  int op = (int)lua_tointeger(L, lua_upvalueindex(2)), index = (int)(ctx / 2);
+/* The Work of operation `op` at index has ended. */
+static int push_ended(lua_State *L, int op, int index, bool has_value) {
   const perigee__lgroup *g = perigee__lgroup_self(L, perigee_op_name(op));
   const perigee__lwork *w = perigee__lwork_get(L, index);
   perigee_error error;
@@ -112,7 +109,14 @@ static int op_continues(lua_State *L, int status, lua_KContext ctx) {
     perigee__work_error_of(w->box.ptr, &error);
     raise_work_error(L, g, op, &error);
   }
-  return ctx % 2 != 0 ? perigee__lwork_push_value(L, index) : 0;
+  return has_value ? perigee__lwork_push_value(L, index) : 0;
+}
+
+/* ctx: 2 * stack index of the Work, + 1 when the operation has a value */
+static int op_continues(lua_State *L, int status, lua_KContext ctx) {
+  (void)status;
+  perigee__task_woken(L);
+  return push_ended(L, (int)lua_tointeger(L, lua_upvalueindex(2)), (int)(ctx / 2), ctx % 2 != 0);
 }
 
 /* In a task: submitted, and waited for without blocking. */
@@ -121,8 +125,11 @@ static int run_in_task(lua_State *L, perigee_interp *interp, const perigee__lgro
   run_async(L, interp, g, call);
   const perigee__lwork *w = perigee__lwork_get(L, -1);
   bool value = call->value != 0 || call->req.op == PERIGEE_OP_GATHER;
+  int index = lua_gettop(L);
+  if (perigee_work_is_completed(w->box.ptr))
+    return push_ended(L, call->req.op, index, value);
   return perigee__task_wait(L, task, w->box.ptr, PERIGEE_TIMEOUT_NONE,
-                            2 * (lua_KContext)lua_gettop(L) + value, op_continues);
+                            2 * (lua_KContext)index + value, op_continues);
 }
 
 /* Upvalue 2: the operation. */

@@ -2,7 +2,8 @@
  * perigee.run: main as a task, and this thread to run it and all that it starts until they have ended.
  *
  * The thread waits for one of the tasks at a time, in slices: waiting runs the ready queue, and so all of them. Between two slices it looks
- * whether anything can go on at all.
+ * whether anything can go on at all. (A C program that lets another thread enter only later to complete a future has to give that future
+ * a timeout: until then nobody can know of it.)
  */
 #include "host/lrun.h"
 

@@ -19,6 +19,7 @@
 #include "host/ltablework.h"
 #include "host/ltensor.h"
 #include "host/lwork.h"
+#include "host/task.h"
 #include "host/watch.h"
 
 typedef struct submission {
@@ -208,6 +209,8 @@ static int enter_and_call(submission *s) {
   uint64_t seq = t->seq;
   void *defer_for = t->defer_for;
   perigee__deferred *outer = t->deferred;
+  perigee__task *task = t->task; /* of the caller, if it is Lua */
+  t->task = NULL;
   t->seq = s->req->seq;
   t->defer_for = s->waits ? layer : NULL;
   t->deferred = NULL;
@@ -219,6 +222,7 @@ static int enter_and_call(submission *s) {
   perigee__stint_end(t, L, &stint);
   t->seq = seq;
   t->defer_for = defer_for;
+  t->task = task;
   perigee__deferred *left = t->deferred;
   perigee__deferred_mark(t);
   perigee__leave(interp, t);

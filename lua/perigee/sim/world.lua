@@ -152,7 +152,8 @@ local function runnable(self)
   local list = {}
   for _, strand in ipairs(self.strands) do
     local gone = self.killed[strand.rank] or self.ended[strand.rank] and not strand.task
-    if not gone and coroutine.status(strand.co) == "suspended" and (not strand.wait or strand.wait.ready()) then
+    local wait = strand.wait
+    if not gone and coroutine.status(strand.co) == "suspended" and (not wait or wait.ready()) then
       list[#list + 1] = strand
     end
   end
@@ -173,8 +174,9 @@ end
 function World:step(still)
   self.steps = self.steps + 1
   if self.steps > self.max_steps and not self.first then
-    self:failed(self.strand and self.strand.rank or 0, perigee.error("ELIMIT", ("no end after %d steps"):format(self.max_steps)))
-    for rank = 0, self.n - 1 do self.ended[rank] = true end
+    local rank = self.strand and self.strand.rank or 0
+    self:failed(rank, perigee.error("ELIMIT", ("no end after %d steps"):format(self.max_steps)))
+    for r = 0, self.n - 1 do self.ended[r] = true end
     self.stopped = true
   end
   if self.stopped then return false end
