@@ -105,8 +105,28 @@ static int l_task_taker(lua_State *L) {
   return 1;
 }
 
-const luaL_Reg perigee__lasync_testing[] = {
-    {"take_tasks", l_take_tasks}, {"task_taker", l_task_taker}, {NULL, NULL}};
+/* _testing.task_maker(coroutine): the coroutine that is calling the async function that runs in this one, up to its first wait;
+ * nil otherwise */
+static int l_task_maker(lua_State *L) {
+  const perigee_interp *interp = perigee__interp_here(L);
+  const lua_State *co = lua_tothread(L, 1);
+  PERIGEE_LIST_EACH(it, &interp->tasks) {
+    const perigee__task *task = PERIGEE_CONTAINER_OF(it, perigee__task, node);
+    if (co == NULL || task->co != co || task->maker == NULL)
+      continue;
+    if (!lua_checkstack(task->maker, 1))
+      return 0;
+    lua_pushthread(task->maker);
+    lua_xmove(task->maker, L, 1);
+    return 1;
+  }
+  return 0;
+}
+
+const luaL_Reg perigee__lasync_testing[] = {{"take_tasks", l_take_tasks},
+                                            {"task_taker", l_task_taker},
+                                            {"task_maker", l_task_maker},
+                                            {NULL, NULL}};
 
 void perigee__lasync_open(lua_State *L) {
   static const luaL_Reg functions[] = {{"async", l_async}, {NULL, NULL}};

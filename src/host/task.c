@@ -324,6 +324,7 @@ static void advance(perigee__lthread *t, lua_State *L, perigee__task *task, int 
   e.status = lua_resume(task->co, L, nargs, &e.n);
   t->task = outer;
   t->seq = seq;
+  task->maker = NULL;
   if (e.status == LUA_YIELD && task->yields) {
     task->yields = false;
     return;
@@ -389,6 +390,7 @@ static void on_drop(perigee__ready *ready) {
 
 void perigee__task_start(perigee__lthread *t, lua_State *L, perigee__task *task) {
   task->started = true;
+  task->maker = L;
   advance(t, L, task, task->nargs);
 }
 

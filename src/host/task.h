@@ -35,6 +35,7 @@ typedef struct perigee__task {
   perigee_work *turn; /* of ordered ones: ends when the task has ended; one reference, or NULL */
   lua_State *co;      /* NULL once it has ended */
   int co_ref, follow_ref; /* follow: the Work object whose outcome becomes the task's */
+  lua_State *maker;       /* who starts it, until its first wait; else NULL */
   int nargs;              /* on the stack of co, before the start */
   uint32_t waits;         /* number of the newest wait */
   uint64_t seq;           /* of the operation whose override started it */

@@ -49,13 +49,14 @@ local function hash(text)
   return h
 end
 
--- File and line of the caller: the nearest Lua function that is not a layer of ours, also behind tasks of layers above.
+-- File and line of the caller: the nearest Lua function that is not a layer of ours, also behind async functions of
+-- layers above.
 local function call_site()
   local thread, level = coroutine.running(), 3
   while thread do
     local info = debug.getinfo(thread, level, "Sl")
     if not info then
-      thread, level = common.maker(thread), 0
+      thread, level = perigee._testing.task_maker(thread), 0
     elseif info.currentline > 0 and not info.source:find("perigee/layers/", 1, true)
         and not info.source:find("perigee/init.lua", 1, true) then
       return (", at %s:%d"):format(info.short_src, info.currentline)
@@ -143,19 +144,21 @@ end
 -- The layer ---------------------------------------------------------------------------------------
 
 local function make(row)
-  return function(self, ...)
+  return perigee.async(function(self, ...)
     local args, call = table.pack(...), common.call(row, ...)
     local seq, deadline = self.inner.seq, perigee.clock() + call.opts.timeout
     local mine = { op = row.name, seq = seq, hash = hash(essence(row, call)) }
     mine.text = ("%s (#%d)%s"):format(common.text(row, call), seq, self.sites and call_site() or "")
-    return self._line(function(release)
+    local release = self._line()
+    local ok, e = pcall(function()
       compare(self, mine, { timeout = common.time_left(deadline, row.name) })
       call.opts.timeout = common.time_left(deadline, row.name)
-      local work = self.inner[row.name](self.inner, table.unpack(args, 1, args.n))
-      release() -- the next may be compared while this one runs
-      return work:wait()
+      return self.inner[row.name](self.inner, table.unpack(args, 1, args.n))
     end)
-  end
+    release() -- the next may be compared while this one runs
+    if not ok then error(e, 0) end
+    return e
+  end)
 end
 
 function Checked:open(opts)

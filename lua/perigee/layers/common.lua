@@ -1,4 +1,4 @@
---- What the ready-made layers share: options, calls as text, and overrides as straight-line functions.
+--- What the ready-made layers share: options, calls as text, and turns of async functions.
 -- Not a layer itself.
 local perigee = require "perigee"
 
@@ -190,47 +190,24 @@ function common.as_error(e)
   return perigee.error("ELUA", tostring(e))
 end
 
--- Straight-line functions -------------------------------------------------------------------------
+-- Turns -------------------------------------------------------------------------------------------
 
-local maker_of = setmetatable({}, { __mode = "k" })
-
---- What an override returns for body(), a straight-line function (perigee.async).
-function common.task(body)
-  local maker, thread = coroutine.running(), nil
-  local work = perigee.async(function()
-    thread = coroutine.running()
-    maker_of[thread] = maker
-    return body()
-  end)()
-  if thread then maker_of[thread] = nil end -- from now on it runs when its works end
-  return work
-end
-
---- The coroutine that is making the task `thread`; nil later, and when it is no task.
-function common.maker(thread) return maker_of[thread] end
-
---- A line of tasks: line(body) is a task that starts when the one before it has called release() or has ended; body
--- gets (release). So its operations reach the layers below in the order in which the tasks were made, which is the
--- same on all ranks.
+--- A line for async functions: local release = line() waits until those that came before have called release. So their
+-- operations reach the layers below in the order of the calls, which is the same on all ranks.
 function common.line()
   local last
-  return function(body)
+  return function()
     local before, turn = last, perigee.future()
     last = turn
     local function release() turn:set_result() end
-    return common.task(function()
-      if before then
-        local in_turn, e = pcall(before.wait, before)
-        if not in_turn then -- this one was ended; the next one still waits for the one before
-          before:on_done(release)
-          error(e, 0)
-        end
+    if before then
+      local in_turn, e = pcall(before.wait, before)
+      if not in_turn then -- this one was ended; the next one still waits for the one before
+        before:on_done(release)
+        error(e, 0)
       end
-      local result = table.pack(pcall(body, release))
-      release()
-      if not result[1] then error(result[2], 0) end
-      return table.unpack(result, 2, result.n)
-    end)
+    end
+    return release
   end
 end
 

@@ -79,23 +79,23 @@ local function abort_groups(self, reason)
   end
 end
 
--- body(stage): stage(group, op, ...) runs one operation on a group; the options come last.
+-- In an async function: body(stage) in its turn; stage(group, op, ...) runs one operation on a group, the options last.
 local function run(self, name, opts, body)
   local seq, deadline = self.inner.seq, perigee.clock() + opts.timeout
-  return self.line(function()
-    local at
-    local function stage(group, op, ...)
-      at = group
-      local options = select(-1, ...)
-      options.timeout = common.time_left(deadline, op)
-      group[op](group, ...)
-    end
-    local ok, e = pcall(body, stage)
-    if ok then return end
-    e = translate(self, e, at, name, seq)
-    abort_groups(self, tostring(e))
-    error(e, 0)
-  end)
+  local release = self.line()
+  local at
+  local function stage(group, op, ...)
+    at = group
+    local options = select(-1, ...)
+    options.timeout = common.time_left(deadline, op)
+    group[op](group, ...)
+  end
+  local ok, e = pcall(body, stage)
+  release()
+  if ok then return end
+  e = translate(self, e, at, name, seq)
+  abort_groups(self, tostring(e))
+  error(e, 0)
 end
 
 -- Operations --------------------------------------------------------------------------------------
@@ -111,10 +111,10 @@ local function levels(op, t, contributions)
   if op.commutative then return op, op end
 end
 
-local function allreduce(self, tensors, opts)
+local allreduce = perigee.async(function(self, tensors, opts)
   local first, second, divisor = levels(opts.op, tensors[1], self.size * #tensors)
   if not first then return self.inner:allreduce(tensors, opts) end
-  return run(self, "allreduce", opts, function(stage)
+  run(self, "allreduce", opts, function(stage)
     local one = { tensors[1] }
     if #tensors == 1 then
       stage(self.row, "reduce", one, { op = first, root = 0 })
@@ -128,24 +128,24 @@ local function allreduce(self, tensors, opts)
     stage(self.row, "broadcast", one, { root = 0 })
     for i = 2, #tensors do tensors[i]:copy_(one[1]) end
   end)
-end
+end)
 
-local function broadcast(self, tensors, opts)
+local broadcast = perigee.async(function(self, tensors, opts)
   local root, me = self.places[opts.root], self.places[self.rank]
-  return run(self, "broadcast", opts, function(stage)
+  run(self, "broadcast", opts, function(stage)
     if me.row == root.row then stage(self.row, "broadcast", tensors, { root = root.at }) end
     if self.leaders then stage(self.leaders, "broadcast", tensors, { root = root.row }) end
     if me.row ~= root.row then stage(self.row, "broadcast", tensors, { root = 0 }) end
   end)
-end
+end)
 
-local function barrier(self, opts)
-  return run(self, "barrier", opts, function(stage)
+local barrier = perigee.async(function(self, opts)
+  run(self, "barrier", opts, function(stage)
     stage(self.row, "barrier", {})
     if self.leaders then stage(self.leaders, "barrier", {}) end
     stage(self.row, "barrier", {})
   end)
-end
+end)
 
 -- Life --------------------------------------------------------------------------------------------
 

@@ -46,30 +46,28 @@ local function attempt(self, row, args)
 end
 
 local function make(row)
-  return function(self, ...)
+  return perigee.async(function(self, ...)
     local args, call = table.pack(...), common.call(row, ...)
     local saved, deadline = save(row, call), perigee.clock() + call.opts.timeout
-    return common.task(function()
-      local backoff = self.backoff
-      for tried = 0, self.times do
-        local result = table.pack(pcall(attempt, self, row, args))
-        if result[1] then return table.unpack(result, 2, result.n) end
-        local e = common.as_error(result[2])
-        local left = deadline - perigee.clock() - backoff
-        if not self.codes[e.code] then error(e, 0) end
-        if tried == self.times or left <= 0 then
-          Retry.stats.given_up = Retry.stats.given_up + 1
-          e.message = ("%s (attempt %d of %d)"):format(e.message, tried + 1, self.times + 1)
-          error(e, 0)
-        end
-        perigee.sleep(backoff)
-        backoff = math.min(backoff * self.factor, self.max_backoff)
-        Retry.stats.retries = Retry.stats.retries + 1
-        restore(call, saved)
-        call.opts.timeout = left
+    local backoff = self.backoff
+    for tried = 0, self.times do
+      local result = table.pack(pcall(attempt, self, row, args))
+      if result[1] then return table.unpack(result, 2, result.n) end
+      local e = common.as_error(result[2])
+      local left = deadline - perigee.clock() - backoff
+      if not self.codes[e.code] then error(e, 0) end
+      if tried == self.times or left <= 0 then
+        Retry.stats.given_up = Retry.stats.given_up + 1
+        e.message = ("%s (attempt %d of %d)"):format(e.message, tried + 1, self.times + 1)
+        error(e, 0)
       end
-    end)
-  end
+      perigee.sleep(backoff)
+      backoff = math.min(backoff * self.factor, self.max_backoff)
+      Retry.stats.retries = Retry.stats.retries + 1
+      restore(call, saved)
+      call.opts.timeout = left
+    end
+  end)
 end
 
 function Retry:open(opts)

@@ -9,6 +9,7 @@ local Task = {}
 Task.__index = Task
 
 local current -- the world that runs
+local makers = setmetatable({}, { __mode = "kv" }) -- coroutine of a strand -> the one that starts it
 
 -- A strand for f(...): at once up to its first wait, or when the work `before` has ended. run: of perigee.run, or nil;
 -- turn: a work that ends when the strand has ended, or nil.
@@ -34,7 +35,9 @@ local function spawn(world, run, before, turn, f, ...)
   end)
   strand.task = self
   if run then run[#run + 1] = self end
+  makers[strand.co] = coroutine.running()
   world:resume(strand)
+  makers[strand.co] = nil
   return self
 end
 
@@ -128,7 +131,10 @@ local function simulated() return current ~= nil and not current.over and curren
 local native = perigee._testing
 if not native.sleep then
   native.sleep, native.future, native.run = perigee.sleep, perigee.future, perigee.run
+  native.native_task_maker = native.task_maker
 end
+
+function native.task_maker(thread) return makers[thread] or native.native_task_maker(thread) end
 
 function perigee.sleep(seconds)
   if not simulated() or current.in_callback or type(seconds) ~= "number" or seconds < 0 then
