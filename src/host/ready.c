@@ -1,5 +1,5 @@
 /*
- * What waits to be run in an interpreter: callbacks of works, and the threads that run them.
+ * What waits to be run in an interpreter: callbacks of works, tasks, and the threads that run them.
  *
  * Who runs the queue: a thread that waits in this interpreter (it comes out of its wait for it); a thread that starts to
  * wait; perigee.step(); and the dispatcher, a thread that exists only once something was queued while nobody waited. The
