@@ -93,12 +93,12 @@ typedef struct perigee__ready {
   void (*run)(perigee__lthread *t, lua_State *L, struct perigee__ready *self);
   /** The interpreter is closed: frees it without Lua. */
   void (*drop)(struct perigee__ready *self);
-  /** It may wait: it runs outside of the one-at-a-time rule, so that what it waits for can run. The dispatcher runs it,
-   *  or `owner` while it waits: another thread may be a rank that what it waits for needs. A wait with a limit runs only what
-   *  ends its own work. */
+  /** It may wait: it runs outside of the one-at-a-time rule, so that what it waits for can run. */
   bool may_wait;
-  const perigee__lthread *owner; /* compared only, as is work */
-  const perigee_work *work;      /* what it ends */
+  /** Not NULL: the dispatcher runs it, or this thread while it waits: another one may be a rank that what it waits for needs.
+   *  A wait with a limit runs only what ends its own work. Compared only, as is work. */
+  const perigee__lthread *owner;
+  const perigee_work *work; /* what it ends */
 } perigee__ready;
 
 /* A thread that waits for a work and can run the queue meanwhile. On that thread's stack. */
@@ -192,7 +192,7 @@ struct perigee_interp {
   unsigned wanting; /* threads that wait for the mutex while `loop_inside` */
 
   _Atomic uint32_t ready_count; /* items in ready; relaxed hint outside the lock */
-  uint32_t ready_waits;         /* of them, those that may wait; under ready_lock */
+  uint32_t ready_owned;         /* of them, those with an owner; under ready_lock */
   _Atomic uint32_t has_garbage; /* relaxed hint */
   _Atomic bool driven;          /* a foreign loop polls event_fd: the dispatcher rests; relaxed */
   _Atomic bool loop_inside;     /* that loop's thread sleeps with the mutex held; relaxed */

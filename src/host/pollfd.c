@@ -16,9 +16,9 @@
 
 #include "base/assert.h"
 
-/* Whether the queue has items that step may run: those that may wait are the dispatcher's. */
+/* Whether the queue has items that step may run: those with an owner are not for it. */
 static bool to_step_locked(const perigee_interp *interp) {
-  return atomic_load_explicit(&interp->ready_count, memory_order_relaxed) > interp->ready_waits;
+  return atomic_load_explicit(&interp->ready_count, memory_order_relaxed) > interp->ready_owned;
 }
 
 void perigee__pollfd_update_locked(perigee_interp *interp) {

@@ -110,13 +110,13 @@ static void hand_over(perigee_interp *interp) {
   wake_dispatcher(interp);
 }
 
-/* ready_lock held on entry, given up here: see that somebody runs the queue. What may wait is for the dispatcher, also when
- * a loop drives the rest, unless its owner waits before. */
-static void announce_and_unlock(perigee_interp *interp, bool may_wait)
+/* ready_lock held on entry, given up here: see that somebody runs the queue. What has an owner is for the dispatcher, also
+ * when a loop drives the rest, unless its owner waits before. */
+static void announce_and_unlock(perigee_interp *interp, bool owned)
     PERIGEE_RELEASES(interp->ready_lock) {
   bool handled = false;
-  perigee_work *work = may_wait ? NULL : wake_one_locked(interp, &handled);
-  if (!may_wait && atomic_load_explicit(&interp->driven, memory_order_relaxed))
+  perigee_work *work = owned ? NULL : wake_one_locked(interp, &handled);
+  if (!owned && atomic_load_explicit(&interp->driven, memory_order_relaxed))
     handled = true; /* event_fd tells the loop */
   if (!handled)
     start_dispatcher_locked(interp);
@@ -146,9 +146,9 @@ void perigee__ready_push(perigee_interp *interp, perigee__ready *item) {
   }
   perigee__list_append(&interp->ready, &item->node);
   atomic_fetch_add_explicit(&interp->ready_count, 1, memory_order_relaxed);
-  interp->ready_waits += item->may_wait;
+  interp->ready_owned += item->owner != NULL;
   perigee__pollfd_update_locked(interp);
-  announce_and_unlock(interp, item->may_wait);
+  announce_and_unlock(interp, item->owner != NULL);
 }
 
 static bool is_open(perigee_interp *interp) {
@@ -159,7 +159,7 @@ static bool may_run(const perigee_interp *interp, const perigee__lthread *t,
                     const perigee__ready *item) {
   if (t == NULL)
     return true;
-  if (!item->may_wait) /* a loop that drives has them to itself, but for threads that wait */
+  if (item->owner == NULL) /* a loop that drives has them to itself, but for threads that wait */
     return !t->serves || !atomic_load_explicit(&interp->driven, memory_order_relaxed);
   const perigee__waiter *w = t->waiter;
   if (w != NULL && perigee__waiter_over(w))
@@ -180,7 +180,7 @@ static perigee__ready *pop(perigee_interp *interp, const perigee__lthread *t) {
   }
   if (found != NULL) {
     perigee__list_remove(&found->node);
-    interp->ready_waits -= found->may_wait;
+    interp->ready_owned -= found->owner != NULL;
     atomic_fetch_sub_explicit(&interp->ready_count, 1, memory_order_relaxed);
     perigee__pollfd_update_locked(interp);
   }

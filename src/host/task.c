@@ -6,6 +6,7 @@
 #include "group/work.h"
 #include "host/lerror.h"
 #include "host/lwork.h"
+#include "host/watch.h"
 
 #define CLOSE_ROUNDS 100000 /* so many tasks at most can be closed with their interpreter */
 
@@ -321,7 +322,7 @@ static void advance(perigee__lthread *t, lua_State *L, perigee__task *task, int 
   if (task->run != NULL)
     task->run->resumes++;
   ending e = {.task = task};
-  e.status = lua_resume(task->co, L, nargs, &e.n);
+  e.status = perigee__resume(t, task->co, L, nargs, &e.n);
   t->task = outer;
   t->seq = seq;
   task->maker = NULL;

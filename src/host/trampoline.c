@@ -151,7 +151,7 @@ static int body(lua_State *L) {
   int n = push_args(L, s->layer, s->req);
   if (lua_tocfunction(L, -n - 2) == perigee__async_call)
     s->t->calling = s->req; /* it takes that at once */
-  lua_call(L, n + 1, LUA_MULTRET); // [ s, results ... ]
+  lua_call(L, n + 1, LUA_MULTRET);
   if (PERIGEE_UNLIKELY(lua_gettop(L) != 2)) {
     lua_settop(L, lua_gettop(L) < 2 ? 2 : 3);
     if (lua_gettop(L) == 3) /* below the first one: only a message wants it */
@@ -164,20 +164,16 @@ static int body(lua_State *L) {
 /* ---- the call ------------------------------------------------------------------------------------ */
 
 /* Lua says what cannot be, not what to do. */
-static void explain(perigee_error *error) {
-  const char *why = NULL;
-  if (strstr(error->message, "attempt to yield") != NULL)
-    why = "an override cannot yield out of its operation; perigee.async makes one that waits by "
-          "yielding";
-  else if (strstr(error->message, "C stack overflow") != NULL)
-    why = "do overrides call operations that they override?";
+static void explain_overflow(perigee_error *error) {
+  static const char why[] = " (do overrides call operations that they override?)";
   size_t used = strlen(error->message);
-  if (why != NULL && error->code == PERIGEE_ELUA && strstr(error->message, why) == NULL)
-    snprintf(error->message + used, sizeof(error->message) - used, " (%s)", why);
+  if (error->code == PERIGEE_ELUA && strstr(error->message, "C stack overflow") != NULL &&
+      strstr(error->message, why) == NULL)
+    snprintf(error->message + used, sizeof(error->message) - used, "%s", why);
 }
 
 static void decorate(perigee_error *error, const submission *s) {
-  explain(error);
+  explain_overflow(error);
   if (error->op < 0)
     error->op = s->req->op;
   if (error->seq == 0)
