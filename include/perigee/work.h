@@ -69,7 +69,14 @@ PERIGEE_API int64_t perigee_work_started_ns(const perigee_work *work);  /* CLOCK
 PERIGEE_API int64_t perigee_work_finished_ns(const perigee_work *work); /* 0 while pending */
 
 typedef void (*perigee_work_cb)(perigee_work *work, void *arg);
-/** Call cb(work, arg) once when the work has ended (design notes above). */
+/**
+ * Call cb(work, arg) exactly once when the work has ended, whatever its outcome.
+ * Threads: registered from any. Runs after the state is final, in the order of registration: on the thread that ends the work (a
+ *          waiter, the group's progress thread, the I/O thread, the deadline service, who aborts or closes), or before this
+ *          returns when the work has ended. Locks: none of ours is held while it runs.
+ * It must be short: a blocking wait in it is EDEADLK. Whoever must not run there defers for himself. For all operations of a group: hook.h.
+ * Errors:  EINVAL, ENOMEM; cb is then never called.
+ */
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_work_on_done(perigee_work *work, perigee_work_cb cb,
                                                         void *arg);
 

@@ -99,6 +99,20 @@ int perigee__deadline_watch(perigee_work *work, int64_t deadline_ns,
   return 0;
 }
 
+void perigee__deadline_hurry(perigee_work *work, int64_t deadline_ns) {
+  perigee__lock(&service.mutex);
+  bool wake = false;
+  if (!perigee__list_empty(&work->timer) && deadline_ns < work->deadline_ns) {
+    work->deadline_ns = deadline_ns;
+    wake = deadline_ns < service.wakes_at;
+    if (wake)
+      atomic_fetch_add(&service.changed, 1);
+  }
+  perigee__unlock(&service.mutex);
+  if (wake)
+    perigee__futex_wake(&service.changed, 1, false);
+}
+
 void perigee__deadline_forget(perigee_work *work) {
   if (!atomic_load(&work->watched))
     return;

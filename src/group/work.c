@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,6 +82,41 @@ perigee_work *perigee_work_ref(perigee_work *work) {
   return work;
 }
 
+/* The end has passed the observers: who comes now is told at once. */
+static perigee__observer passed;
+
+/* Oldest first. */
+static perigee__observer *take_observers(perigee_work *work) {
+  perigee__observer *newest = atomic_exchange(&work->observers, &passed), *list = NULL;
+  if (newest == &passed)
+    return NULL;
+  while (newest != NULL) {
+    perigee__observer *next = newest->next;
+    newest->next = list;
+    list = newest;
+    newest = next;
+  }
+  return list;
+}
+
+static void tell_ended(perigee__observer *list) {
+  while (list != NULL) {
+    perigee__observer *next = list->next; /* ended may free it */
+    list->ended(list);
+    list = next;
+  }
+}
+
+/* The last reference of a work that nobody ended. */
+static void tell_dropped(perigee_work *work) {
+  perigee__observer *list = take_observers(work);
+  perigee_error error;
+  perigee__error_set(&error, PERIGEE_ECANCELED, "the work was dropped before it ended");
+  for (perigee__observer *o = list; o != NULL; o = o->next)
+    o->ending(o, work, &error);
+  tell_ended(list);
+}
+
 /* A future that nobody can end any more, with callbacks: they are owed a call. The last reference is gone. */
 static void drop_unfinished(perigee_work *work) {
   perigee_error error;
@@ -100,6 +136,8 @@ void perigee_work_unref(perigee_work *work) {
     drop_unfinished(work);
     return;
   }
+  if (PERIGEE_UNLIKELY(atomic_load_explicit(&work->observers, memory_order_relaxed) != NULL))
+    tell_dropped(work);
   perigee__work_fini(work);
   if (work->ops != NULL && work->ops->free != NULL)
     work->ops->free(work);
@@ -119,7 +157,7 @@ perigee_work *perigee_work_done(void) {
 
 /* ---- ending ------------------------------------------------------------------------------------ */
 
-static perigee_work_status status_of(const perigee_error *error) {
+perigee_work_status perigee__work_status_of(const perigee_error *error) {
   if (error == NULL)
     return PERIGEE_WORK_DONE;
   switch (error->code) {
@@ -153,6 +191,29 @@ static void ring(perigee_work *work) {
   perigee__futex_wake(&work->bell, INT_MAX, false);
 }
 
+void perigee__work_observe(perigee_work *work, perigee__observer *o) {
+  /* acquire, here and below: pairs with the exchange of the end, whose error is read further down */
+  perigee__observer *head = atomic_load_explicit(&work->observers, memory_order_acquire);
+  while (head != &passed && !perigee__work_ended(work)) {
+    o->next = head;
+    if (atomic_compare_exchange_weak_explicit(&work->observers, &head, o, memory_order_release,
+                                              memory_order_acquire))
+      return;
+  }
+  /* Between the outcome and the final state lies little more than the calls of other observers. */
+  while (!perigee__work_ended(work))
+    sched_yield();
+  perigee_error unknown;
+  const perigee_error *error = work->error;
+  if (error == NULL && perigee_work_get_status(work) != PERIGEE_WORK_DONE) {
+    perigee__error_set(&unknown, PERIGEE_ENOMEM,
+                       "the operation failed, and there was no memory to say why");
+    error = &unknown;
+  }
+  o->ending(o, work, error);
+  o->ended(o);
+}
+
 bool perigee__work_finish(perigee_work *work, const perigee_error *error, int source_rank) {
   uint32_t pending = PENDING;
   if (!atomic_compare_exchange_strong(&work->state, &pending, ENDING))
@@ -165,6 +226,9 @@ bool perigee__work_finish(perigee_work *work, const perigee_error *error, int so
   }
   work->source_rank = source_rank;
   work->finished_ns = perigee__now_ns();
+  perigee__observer *observers = take_observers(work);
+  for (perigee__observer *o = observers; PERIGEE_UNLIKELY(o != NULL); o = o->next)
+    o->ending(o, work, error);
   perigee__lock(&work->mutex);
   perigee__work_callback *list = work->callbacks;
   work->callbacks = NULL;
@@ -173,7 +237,7 @@ bool perigee__work_finish(perigee_work *work, const perigee_error *error, int so
   work->depends_on = NULL;
   /* seq_cst: pairs with waiters++ before the last look at state in perigee__work_sleep. Under the mutex so that on_done
    * either queues before this or sees the final state. */
-  atomic_store(&work->state, FINAL + (uint32_t)status_of(error));
+  atomic_store(&work->state, FINAL + (uint32_t)perigee__work_status_of(error));
   perigee__unlock(&work->mutex);
   ring(work);
   if (work->ops != NULL && work->ops->ended != NULL)
@@ -183,6 +247,7 @@ bool perigee__work_finish(perigee_work *work, const perigee_error *error, int so
     perigee_work_interrupt(depends_on); /* who waits for this work may be driving that one */
   perigee_work_unref(depends_on);
   run_callbacks(work, list);
+  tell_ended(observers);
   perigee_work_unref(work);
   return true;
 }

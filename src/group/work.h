@@ -10,6 +10,7 @@
  *   waiters    threads that sleep or may sleep on bell. seq_cst against what they look at before they sleep (state, interrupt word,
  *              depends_on): either the waiter sees the change, or the changer sees the waiter and rings.
  *   callbacks, depends_on, value: under mutex.
+ *   observers  a stack that the end takes as a whole and marks; release by who pushes, acq_rel by the end.
  *   the rest is immutable after init.
  */
 #ifndef PERIGEE_GROUP_WORK_H
@@ -44,6 +45,18 @@ typedef struct perigee__work_callback {
   void *arg;
 } perigee__work_callback;
 
+/* Who is told of a work's end besides its callbacks, without an allocation that could fail: the group's hooks. Embedded in the
+ * observer's own struct. */
+typedef struct perigee__observer {
+  struct perigee__observer *next;
+  /** The outcome is decided (error NULL: well), waits have not returned yet. */
+  void (*ending)(struct perigee__observer *self, const perigee_work *work,
+                 const perigee_error *error);
+  /** Afterwards: the state is final, the callbacks have run. May free self. */
+  void (*ended)(struct perigee__observer *self);
+  void *arg;
+} perigee__observer;
+
 struct perigee_work {
   _Atomic uint32_t refs; /* acq_rel on release; 0xffffffff: static, never counted */
   _Atomic uint32_t state;
@@ -66,6 +79,9 @@ struct perigee_work {
   perigee_work *depends_on; /* one reference, or NULL */
   void *value;
   void (*value_drop)(void *value);
+  _Atomic(perigee__observer *) observers; /* newest first; a mark once the end has passed them */
+  perigee__observer own;                  /* room for the first observer that brings none */
+  _Atomic bool own_taken;
   _Atomic bool
       watched; /* the deadline service has, or may have, it; seq_cst against the final state */
   perigee__node timer; /* in the deadline service's list; under its lock, as on_deadline */
@@ -80,6 +96,11 @@ void perigee__work_fini(perigee_work *work);
 
 /** End it: error NULL is success. source_rank: -1 unless a receive. Runs the callbacks. True when this call ended it. */
 bool perigee__work_finish(perigee_work *work, const perigee_error *error, int source_rank);
+
+/** Tell o of the work's end: once, on the thread that ends it, or before this returns when it has ended. No lock may be held. */
+void perigee__work_observe(perigee_work *work, perigee__observer *o);
+/** The status that ending with this error gives. */
+perigee_work_status perigee__work_status_of(const perigee_error *error);
 
 /** Least value of state that is final: this + perigee_work_status. */
 enum {
@@ -114,11 +135,15 @@ void perigee__work_callback_leave(void);
 
 /* ---- deadlines of works nobody waits for (deadline.c) ------------------------------------------ */
 
-/** Call on_deadline(work) at deadline_ns unless the work has ended by then. Holds a reference meanwhile. A work is watched once. */
+/** Call on_deadline(work) at deadline_ns unless the work has ended by then. Holds a reference meanwhile. Again only out of
+ *  on_deadline. */
 int perigee__deadline_watch(perigee_work *work, int64_t deadline_ns,
                             void (*on_deadline)(perigee_work *work));
 /** on_deadline of works that nobody else ends: ends it with ETIMEDOUT. */
 void perigee__work_late(perigee_work *work);
+/** A work that is watched: not later than deadline_ns. Wakes the service at most; locks may be held. Nothing when it is not there at the
+ *  moment: on_deadline may watch it again. */
+void perigee__deadline_hurry(perigee_work *work, int64_t deadline_ns);
 /** Drop it from the service, if it is there (done by perigee__work_finish). */
 void perigee__deadline_forget(perigee_work *work);
 
