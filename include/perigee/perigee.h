@@ -6,6 +6,7 @@
 #include "error.h"
 #include "export.h"
 #include "group.h"
+#include "hook.h"
 #include "op.h"
 #include "plugin.h"
 #include "shared.h"

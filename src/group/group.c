@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "group/closing.h"
 #include "group/coalesce.h"
+#include "group/hooks.h"
 #include "group/layers.h"
 #include "group/native.h"
 #include "group/work.h"
@@ -28,6 +29,7 @@ typedef struct tracked {
 /* ---- opening ----------------------------------------------------------------------------------- */
 
 static void group_free(perigee_group *group) {
+  perigee__hooks_unref(group->hooks);
   perigee__subgroup_counts_free(group->subgroups);
   perigee_store_unref(group->store);
   if (group->layer_options != NULL)
@@ -63,6 +65,7 @@ int perigee__group_open(const perigee__group_params *params, perigee_group **gro
   int rc = 0;
   if (group->stack == NULL || group->members == NULL)
     PERIGEE_TRY_GOTO(perigee__fail(PERIGEE_ENOMEM, "no memory for a group"), err_free);
+  PERIGEE_TRY_GOTO(perigee__hooks_create(group, &group->hooks), err_free);
   memcpy(group->members, params->members, (size_t)params->nranks * sizeof(int));
   if (group->world->store != NULL) {
     char prefix[128]; /* the id, because a name may have been cut */
@@ -166,21 +169,29 @@ int perigee__group_check(perigee_group *group, const perigee_request *req) {
     perigee_error *error = perigee__last_error();
     error->rank = group->rank;
     snprintf(error->group, sizeof(error->group), "%s", group->name);
+    if (atomic_load_explicit(&group->hooked, memory_order_relaxed))
+      perigee__hooks_refused(group, req);
   }
   return rc;
 }
 
-static int begin(perigee_group *group, const perigee_request *req, perigee_request *mine) {
+/* The choke point: every operation that a caller starts comes through here. *op_p: for hooks, NULL when there are none. */
+static int begin(perigee_group *group, const perigee_request *req, bool async,
+                 perigee_request *mine, perigee__observed **op_p) {
   PERIGEE_TRY(perigee__group_enter(group));
   int rc = perigee__group_check(group, req);
   if (rc < 0)
     return perigee__group_leave(group, rc);
   *mine = *req;
+  *op_p = NULL;
   /* Messages count for themselves: the numbers of collectives are the same on all ranks. */
   bool message = perigee_op_get(req->op)->opts & PERIGEE_OPT_TAG;
-  uint64_t seq =
-      atomic_fetch_add_explicit(message ? &group->messages : &group->seq, 1, memory_order_relaxed) +
-      1;
+  _Atomic uint64_t *counter = message ? &group->messages : &group->seq;
+  if (PERIGEE_UNLIKELY(atomic_load_explicit(&group->hooked, memory_order_relaxed))) {
+    rc = perigee__hooks_begin(group, mine, counter, async, op_p);
+    return rc < 0 ? perigee__group_leave(group, rc) : 0;
+  }
+  uint64_t seq = atomic_fetch_add_explicit(counter, 1, memory_order_relaxed) + 1;
   if (mine->seq == 0)
     mine->seq = seq;
   return 0;
@@ -195,14 +206,17 @@ int perigee_group_run(perigee_group *group, const perigee_request *req) {
     perigee_work_unref(part);
     return 0;
   }
+  perigee__observed *op;
   PERIGEE_TRY(perigee__group_may_block());
-  PERIGEE_TRY(begin(group, req, &mine));
+  PERIGEE_TRY(begin(group, req, false, &mine, &op));
   perigee_error error;
   int rc = perigee__layer_run_at(group, group->route[req->op], &mine, &error);
   if (PERIGEE_UNLIKELY(rc < 0)) {
     perigee__fail_with(&error);
     decorate(group, &mine);
   }
+  if (PERIGEE_UNLIKELY(op != NULL))
+    perigee__hooks_end(op, rc < 0 ? perigee_last_error() : NULL);
   return perigee__group_leave(group, rc);
 }
 
@@ -253,7 +267,8 @@ int perigee_group_submit(perigee_group *group, const perigee_request *req, perig
   perigee__batch *batch = perigee__batch_here(group);
   if (PERIGEE_UNLIKELY(batch != NULL))
     return perigee__batch_add(batch, req, work_p);
-  PERIGEE_TRY(begin(group, req, &mine));
+  perigee__observed *op;
+  PERIGEE_TRY(begin(group, req, true, &mine, &op));
   int index = group->route[req->op];
   perigee_work *work = NULL;
   int rc = perigee__layer_submit_at(group, index, &mine, &work);
@@ -265,10 +280,14 @@ int perigee_group_submit(perigee_group *group, const perigee_request *req, perig
     if (rc < 0)
       perigee_work_unref(work);
   }
-  if (rc < 0)
+  if (rc < 0) {
     decorate(group, &mine);
-  else
+    if (op != NULL)
+      perigee__hooks_end(op, perigee_last_error());
+  } else {
+    perigee__hooks_follow(group, op, work);
     *work_p = work;
+  }
   return perigee__group_leave(group, rc);
 }
 
@@ -301,6 +320,7 @@ int perigee_group_abort(perigee_group *group, const char *reason) {
   snprintf(error.group, sizeof(error.group), "%s", group->name);
   perigee__layers_abort(group, &error);
   end_tracked(group, &error);
+  perigee__hooks_failed(group->hooks, &error);
   return perigee__group_leave(group, 0);
 }
 
@@ -340,8 +360,10 @@ void perigee__group_close_now(perigee_group *group) {
     perigee__sleep_ns(pause);
     pause = pause < PERIGEE_NS_PER_MS ? pause * 2 : pause;
   }
+  perigee__hooks_mute(group);
   perigee__layers_close(group);
   end_tracked(group, &error);
+  perigee__hooks_close(group->hooks, deadline);
   perigee__world *world = group->world;
   group->world = NULL;
   perigee__world_unref(world, deadline);

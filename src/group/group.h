@@ -6,7 +6,7 @@
  * straight there.
  *
  * Thread-safety: everything is immutable once open, but
- *   seq, timeout_ns, state, calls: atomic.
+ *   seq, timeout_ns, state, calls, hooked: atomic.
  *   tracked: under mutex (rank GROUP). Works of scripted layers in flight, so that abort and close end them.
  *   layers[].self: freed by close. Who uses it is counted in `calls` (perigee__group_enter), which close waits for.
  */
@@ -51,8 +51,11 @@ struct perigee_group {
   _Atomic uint64_t seq;      /* collectives accepted */
   _Atomic uint64_t messages; /* point-to-point operations accepted */
   _Atomic int64_t timeout_ns;
-  char name[64]; /* for people; may be cut */
-  uint64_t id;   /* same on all members, distinct within a world */
+  _Atomic bool
+      hooked; /* hooks want to know of operations; relaxed, written under the hooks' mutex */
+  struct perigee__hooks *hooks; /* who is told, and what is under way (hooks.h); one reference */
+  char name[64];                /* for people; may be cut */
+  uint64_t id;                  /* same on all members, distinct within a world */
   int rank, nranks;
   int *members; /* world rank of each rank */
   perigee__world *world;

@@ -175,3 +175,13 @@ int perigee__native_failed(void *self, perigee_error *error_p) {
     *error_p = native->fate.error;
   return native->fate.error.code;
 }
+
+int perigee__native_listen(void *self, perigee__fate_cb cb, void *arg) {
+  perigee__native *native = self;
+  return perigee__fate_listen(&native->fate, cb, arg);
+}
+
+void perigee__native_unlisten(void *self, perigee__fate_cb cb, void *arg) {
+  perigee__native *native = self;
+  perigee__fate_unlisten(&native->fate, cb, arg);
+}

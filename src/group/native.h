@@ -15,6 +15,8 @@
 
 #include <perigee/backend.h>
 
+#include "transport/fate.h"
+
 extern const perigee_backend_ops_v1 perigee__native_ops;
 
 /** "shm", "tcp" or "self". */
@@ -25,5 +27,8 @@ int perigee__native_failed(void *self, perigee_error *error_p);
 bool perigee__native_is_idle(const void *self);
 /** Whether that rank is known to be dead, or to have left the group or the world. */
 bool perigee__native_member_gone(void *self, int rank);
+/** perigee__fate_listen and _unlisten on the group's fate. */
+PERIGEE_MUST_CHECK int perigee__native_listen(void *self, perigee__fate_cb cb, void *arg);
+void perigee__native_unlisten(void *self, perigee__fate_cb cb, void *arg);
 
 #endif
