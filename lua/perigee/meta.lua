@@ -8,8 +8,8 @@
 ---@field version string # "0.1.0"
 ---@field dtypes string[] # names of all dtypes
 ---@field store perigee.stores
----@field on_hook_error? fun(e: perigee.Error) # called with errors of callbacks; without it they are printed as
----warnings
+---@field on_hook_error? fun(e: perigee.Error) # called with errors of callbacks and hooks; without it they are printed
+---as warnings
 local perigee = {}
 
 ---@alias perigee.Dtype "f16"|"bf16"|"f32"|"f64"|"i8"|"u8"|"i16"|"u16"|"i32"|"u32"|"i64"|"u64"|"bool"|"c64"|"c128"
@@ -772,6 +772,63 @@ function Group:set_timeout(seconds) end
 ---perigee.pollfd(), as long as the group is open.
 ---@return integer fd
 function Group:pollfd() end
+-- Hooks -------------------------------------------------------------------------------------------
+
+---What a hook is told. Times are seconds of perigee.clock().
+---@class perigee.WorkInfo
+---@field event "start"|"done"|"error"|"stall"|"abort"
+---@field op_type? string # "allreduce"; nil for an abort that no operation caused
+---@field seq integer # number of the operation on its group; 0 for a call that was refused
+---@field group string # name
+---@field rank integer # of this rank in the group
+---@field peer? integer # destination of send, source of recv
+---@field async boolean # whether the script got a Work for it
+---@field time_started number
+---@field time_finished? number # nil while it is under way
+---@field active_duration? number # > 0 when it has ended; so far for "stall"
+---@field bytes integer # of this rank's inputs; where there are none, of its outputs
+---@field status "pending"|"done"|"failed"|"timeout"|"aborted"
+---@field error? perigee.Error # of "error"; the first cause for "abort"
+
+---One registration of a function. It stays when the handle is collected.
+---@class perigee.Hook
+---@field event string # as registered; "completion" for register_on_completion_hook
+---@field calls integer
+---@field errors integer # calls that raised
+local Hook = {}
+
+---f is not called any more, also not for what has happened already. Idempotent; also inside the hook itself.
+function Hook:remove() end
+
+---Call f(info) for what happens on this group to the operations that its callers start from now on:
+---"start" when one was accepted, then exactly one of "done" and "error" (failed, timed out, aborted; also once, with
+---seq 0, for a call that the group refuses because its tensors do not fit), "stall" when one has been under way for
+---opts.after seconds (2), "abort" once when the group was aborted or has failed, with the cause.
+---Calls are protected and deferred: they run in order, when a thread of the interpreter waits or a blocking operation
+---returns, else on the interpreter's dispatcher; never inside the call that caused them. An error in one is printed
+---(perigee.on_hook_error), counted, and raised by wait_for_pending_works; it changes no result, and the other hooks
+---run. A hook may issue operations with async = true (which are told of too), add and remove hooks and close the
+---group (then what has ended is still told); a blocking operation or wait in it raises EDEADLK. The same function may
+---be registered any number of times. The group keeps f until it is removed or the group closes; close runs the hooks
+---of all that has ended, and none after. Subgroups do not inherit hooks, nor does the group after reconfigure.
+---@param event "start"|"done"|"error"|"stall"|"abort"
+---@param f fun(info: perigee.WorkInfo)
+---@param opts? {after?: number} # of "stall": seconds
+---@return perigee.Hook
+function Group:on(event, f, opts) end
+
+---c10d's hook: f(info) for the end of every operation from now on, good or bad.
+---@param f fun(info: perigee.WorkInfo)
+---@return perigee.Hook
+function Group:register_on_completion_hook(f) end
+
+---Wait until no operation of this rank on the group is under way and all hooks have run. Raises when hooks have
+---raised since the last report: the first error, with `count` and the list `errors`. Errors of operations are not
+---raised.
+---@param seconds? number # nil and an error when these run out
+---@return true?
+---@return perigee.Error?
+function Group:wait_for_pending_works(seconds) end
 
 ---@param rank integer
 ---@return integer? # the world's rank of this group's rank

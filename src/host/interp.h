@@ -75,6 +75,7 @@ typedef struct perigee__lthread {
   int old_mask, old_count;
   lua_Hook old_hook;
   lua_State *hooked;
+  bool drains_after; /* a script's blocking call runs here, and the ready queue right after it */
   bool drains_next; /* it runs the ready queue right afterwards: what it queues wakes nobody */
   bool serves;      /* the dispatcher */
   void *defer_for;  /* the layer whose synchronous override runs here, or NULL (deferred.h) */

@@ -8,6 +8,7 @@
 #include "host/call.h"
 #include "host/lcoalesce.h"
 #include "host/lerror.h"
+#include "host/lhook.h"
 #include "host/lshared.h"
 #include "host/lstore.h"
 #include "host/ltesting.h"
@@ -137,6 +138,7 @@ static int l_close(lua_State *L) {
   int rc = perigee_group_close(g->box.ptr);
   perigee__gap_close(interp, &gap);
   perigee__check(L, rc);
+  perigee__lhook_flush(L, interp, g);
   return 0;
 }
 
@@ -151,6 +153,8 @@ static int l_gc(lua_State *L) {
     free(g->retired);
     g->retired = NULL;
     g->n_retired = 0;
+    perigee__lhook_log_unref(g->hook_log);
+    g->hook_log = NULL;
   }
   return 0;
 }
@@ -451,6 +455,8 @@ void perigee__lgroup_open(lua_State *L) {
   perigee__lgroup_objects_add(L);
   perigee__lgroup_life_add(L);
   perigee__lcoalesce_add(L);
+  perigee__functions_add(L, perigee__lhook_methods);
   lua_pop(L, 1);
   perigee__functions_add(L, functions);
+  perigee__lhook_open(L);
 }

@@ -82,6 +82,16 @@ static int run_anysource(lua_State *L, perigee_interp *interp, const perigee__lg
   return push_result(L, call, source);
 }
 
+/* Run what is ready; the error of rc stays this thread's last one. */
+static void drain(lua_State *L, perigee_interp *interp, perigee__lthread *t, int rc) {
+  perigee_error error;
+  if (rc < 0)
+    error = *perigee_last_error();
+  perigee__ready_drain(interp, t, L);
+  if (rc < 0)
+    perigee__fail_with(&error);
+}
+
 /* To its end on this thread: straight to the bottom nothing is allocated on the way, and what layers queue for Lua (map) runs
  * here, in the trampoline's wait. */
 static int run_sync(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
@@ -89,12 +99,15 @@ static int run_sync(lua_State *L, perigee_interp *interp, const perigee__lgroup 
   perigee__gap gap;
   perigee__gap_open(interp, L, &gap);
   perigee__call_pin(call);
+  bool before = gap.t->drains_after;
+  gap.t->drains_after = true;
   int rc = perigee_group_run(g->box.ptr, &call->req);
+  gap.t->drains_after = before;
   perigee__call_unpin(call);
   perigee__gap_close(interp, &gap);
-  perigee__check(L, rc);
   if (PERIGEE_UNLIKELY(atomic_load_explicit(&interp->ready_count, memory_order_relaxed) > 0))
-    perigee__ready_drain(interp, gap.t, L);
+    drain(L, interp, gap.t, rc);
+  perigee__check(L, rc);
   return push_result(L, call, -1);
 }
 

@@ -11,10 +11,11 @@ const perigee__type perigee__type_store = {"store", "perigee.Store"};
 const perigee__type perigee__type_server = {"store server", "perigee.StoreServer"};
 const perigee__type perigee__type_redop = {"reduce op", "perigee.ReduceOp"};
 const perigee__type perigee__type_inner = {"inner layer", "perigee.Inner"};
+const perigee__type perigee__type_hook = {"hook", "perigee.Hook"};
 
 static const perigee__type *const all_types[] = {
     &perigee__type_tensor, &perigee__type_work,  &perigee__type_group, &perigee__type_store,
-    &perigee__type_server, &perigee__type_redop, &perigee__type_inner,
+    &perigee__type_server, &perigee__type_redop, &perigee__type_inner, &perigee__type_hook,
 };
 
 void *perigee__object_new(lua_State *L, const perigee__type *type, size_t size, int user_values) {

@@ -20,7 +20,8 @@ typedef struct perigee__box {
 } perigee__box;
 
 extern const perigee__type perigee__type_tensor, perigee__type_work, perigee__type_group,
-    perigee__type_store, perigee__type_server, perigee__type_redop, perigee__type_inner;
+    perigee__type_store, perigee__type_server, perigee__type_redop, perigee__type_inner,
+    perigee__type_hook;
 
 /** [-0, +1, m] A new object: zeroed beyond the box, with its metatable, ptr NULL. size >= sizeof(perigee__box). */
 PERIGEE_RAISES void *perigee__object_new(lua_State *L, const perigee__type *type, size_t size,

@@ -14,6 +14,7 @@
 #include <perigee/perigee.h>
 
 #include "base/clock.h"
+#include "host/lgroup.h"
 
 static perigee_interp *interp;
 
@@ -309,6 +310,61 @@ static void eight_threads_call_one_interpreter(void **state) {
   close_group(shared);
 }
 
+/* The same with hooks: one in C, which sees every operation once, and one in Lua, which is told by then. */
+static void count_event(const perigee_event *event, void *arg) {
+  (void)event;
+  ++*(int64_t *)arg; /* events of a group are told one at a time */
+}
+
+static void eight_threads_with_hooks(void **state) {
+  (void)state;
+  load("counts_too", "ended = 0\n"
+                     "local B = {}\n"
+                     "function B:allreduce(tensors, opts) return true end\n"
+                     "return B");
+  check(perigee_interp_run_string(
+      interp,
+      "local perigee = require 'perigee'\n"
+      "hooked = perigee.init{rank = 0, size = 1, backend = 'counts_too'}\n"
+      "hooked:register_on_completion_hook(function(info)\n"
+      "  assert(info.status == 'done' and info.op_type == 'allreduce')\n"
+      "  ended = ended + 1\n"
+      "end)\n"
+      "hooked:on('done', function(info) if info.seq % 1000 == 0 then error 'boom' end end)\n"
+      "perigee.on_hook_error = function() reports = (reports or 0) + 1 end",
+      NULL));
+  lua_State *L = perigee_interp_enter(interp);
+  assert_non_null(L);
+  lua_getglobal(L, "hooked");
+  const perigee__lgroup *g = perigee__object_get(L, -1, &perigee__type_group);
+  assert_non_null(g);
+  shared = g->box.ptr; /* kept by the global */
+  lua_pop(L, 1);
+  perigee_interp_leave(interp);
+  int64_t events = 0;
+  check(perigee_group_on(shared, PERIGEE_EVENT_START | PERIGEE_EVENT_DONE, count_event, &events,
+                         NULL, NULL));
+  pthread_t threads[THREADS];
+  for (int i = 0; i < THREADS; i++)
+    assert_int_equal(pthread_create(&threads[i], NULL, call_many, NULL), 0);
+  for (int i = 0; i < THREADS; i++) {
+    void *failed;
+    pthread_join(threads[i], &failed);
+    assert_int_equal((intptr_t)failed, 0);
+  }
+  check(perigee_group_wait_for_pending_works(shared, 60 * PERIGEE_NS_PER_SEC));
+  assert_int_equal(events, 2 * THREADS * CALLS);
+  char text[256];
+  snprintf(text, sizeof(text),
+           "local ok, e = pcall(hooked.wait_for_pending_works, hooked, 60)\n"
+           "assert(not ok and e.count == %d, e)\n"
+           "assert(reports == %d and ended == %d, ended)\n"
+           "hooked:close() hooked = nil\n"
+           "require 'perigee'.on_hook_error = nil",
+           THREADS * CALLS / 1000, THREADS * CALLS / 1000, THREADS * CALLS);
+  check(perigee_interp_run_string(interp, text, NULL));
+}
+
 static void *call_and_submit(void *arg) {
   (void)arg;
   perigee_tensor *t = tensor_of(1);
@@ -454,6 +510,7 @@ int main(void) {
       cmocka_unit_test(a_layer_outlives_its_interpreter),
       cmocka_unit_test(close_with_a_callback_pending),
       cmocka_unit_test(eight_threads_call_one_interpreter),
+      cmocka_unit_test(eight_threads_with_hooks),
       cmocka_unit_test(threads_delegate_and_map),
       cmocka_unit_test(interpreters_run_side_by_side),
       cmocka_unit_test(a_busy_interpreter_does_not_hold_up_deadlines),
