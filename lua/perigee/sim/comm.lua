@@ -11,7 +11,7 @@ Comm.__index = Comm
 function Comm.new(world, name, members)
   local self = setmetatable({
     world = world, name = name, members = members, size = #members, slots = {}, count = {}, mail = {}, posted = {},
-    p2p = {}, closed = {}, meets = {}, pending = {}, own_timeout = {},
+    p2p = {}, closed = {}, meets = {}, pending = {}, own_timeout = {}, groups = {},
   }, Comm)
   self.from = {}
   for i, w in ipairs(members) do
@@ -38,6 +38,10 @@ function Comm:fail(cause)
   self.pending = {}
   for _, work in ipairs(pending) do
     work:fail(cause.code, cause.message, { ranks = cause.ranks, origin = cause.origin, cause = cause.cause })
+  end
+  for rank = 0, self.size - 1 do
+    local group = self.groups[rank]
+    if group and not self.closed[rank] then group.hooks:failed(cause) end
   end
 end
 

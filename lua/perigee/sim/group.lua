@@ -3,6 +3,7 @@ local perigee = require "perigee"
 local blame = require "perigee.sim.blame"
 local call = require "perigee.sim.call"
 local Comm = require "perigee.sim.comm"
+local Hooks = require "perigee.sim.hooks"
 local Work = require "perigee.sim.work"
 local objects = require "perigee.sim.objects"
 local overrides = require "perigee.sim.methods"
@@ -221,8 +222,14 @@ end
 local function issue(self, req, outer)
   self.accepted = self.accepted + 1
   req.seq = self.accepted
-  local work = submit(self, 1, req)
+  local told = self.hooks:start(req, outer ~= nil and outer ~= false)
+  local ok, work = pcall(submit, self, 1, req)
+  if not ok then
+    self.hooks:refuse(told, work)
+    error(work, 0)
+  end
   if outer then follow(outer, work, req) end
+  self.hooks:follow(told, outer or work)
   return work
 end
 
@@ -268,10 +275,15 @@ for name, f in pairs(objects) do methods[name] = f end
 function methods:close()
   if self.comm.closed[self.me] then return end
   self.comm:close(self.me)
+  self.hooks:close()
   for _, layer in ipairs(self.instances) do
     if layer.self.close then layer.self:close() end
   end
 end
+
+function methods:on(event, f, opts) return self.hooks:on(event, f, opts) end
+function methods:register_on_completion_hook(f) return self.hooks:register_on_completion_hook(f) end
+function methods:wait_for_pending_works(seconds) return self.hooks:wait_for_pending_works(seconds) end
 
 function methods:is_closed() return self.comm.closed[self.me] == true end
 
@@ -405,6 +417,8 @@ function Group.new(comm, rank, stack, has_bottom, backend, seconds)
   }, Group)
   name_layers(self, stack, "name")
   self.store = store_of(self, perigee.store.prefix(comm.name, comm.world.store))
+  self.hooks = Hooks.new(self)
+  comm.groups[rank] = self
   self.instances = open_layers(self)
   name_layers(self, self.instances, "shown")
   self.backend = self.below[1]

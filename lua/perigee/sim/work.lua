@@ -26,7 +26,14 @@ function Work:finish(state, err)
   if self.timer then self.timer.run = nil end
   for _, f in ipairs(self.callbacks) do self.world:defer(f) end
   self.callbacks = {}
+  for _, f in ipairs(self.observers or {}) do f() end
   return true
+end
+
+--- f() right when it ends, on whoever ends it; for the group's hooks.
+function Work:observe(f)
+  self.observers = self.observers or {}
+  table.insert(self.observers, f)
 end
 
 --- Fail with an error of its own: code, message and where it happened.
