@@ -76,9 +76,9 @@ typedef struct perigee__lthread {
   lua_Hook old_hook;
   lua_State *hooked;
   bool drains_after; /* a script's blocking call runs here, and the ready queue right after it */
-  bool drains_next; /* it runs the ready queue right afterwards: what it queues wakes nobody */
-  bool serves;      /* the dispatcher */
-  void *defer_for;  /* the layer whose synchronous override runs here, or NULL (deferred.h) */
+  bool drains_next;  /* it runs the ready queue right afterwards: what it queues wakes nobody */
+  bool serves;       /* the dispatcher */
+  void *defer_for;   /* the layer whose synchronous override runs here, or NULL (deferred.h) */
   struct perigee__deferred *deferred; /* what it holds back; one reference */
   struct perigee__lbatch *batches; /* coalescings it is inside of, innermost first (lcoalesce.c) */
   perigee__stop *stop;             /* ends its waits for works, and its sleep; NULL: nothing does */
@@ -303,6 +303,8 @@ void perigee__garbage_free(perigee_interp *interp);
 
 /** Any thread, no lock held: append, and see that somebody runs it: a thread that waits in this interpreter, or the dispatcher. */
 void perigee__ready_push(perigee_interp *interp, perigee__ready *item);
+/** As push, by a thread that runs the queue right afterwards: nobody is woken for it. */
+void perigee__ready_push_own(perigee_interp *interp, perigee__lthread *t, perigee__ready *item);
 /** Inside: run everything that is ready and for this thread, oldest first. False when nothing was or somebody else is at it. */
 bool perigee__ready_drain(perigee_interp *interp, perigee__lthread *t, lua_State *L);
 /** As drain, at most `limit` items; returns how many. */

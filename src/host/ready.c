@@ -151,6 +151,13 @@ void perigee__ready_push(perigee_interp *interp, perigee__ready *item) {
   announce_and_unlock(interp, item->owner != NULL);
 }
 
+void perigee__ready_push_own(perigee_interp *interp, perigee__lthread *t, perigee__ready *item) {
+  bool before = t->drains_next;
+  t->drains_next = true;
+  perigee__ready_push(interp, item);
+  t->drains_next = before;
+}
+
 static bool is_open(perigee_interp *interp) {
   return atomic_load_explicit(&interp->state, memory_order_relaxed) == PERIGEE_INTERP_OPEN;
 }

@@ -142,7 +142,7 @@ end
 --- Run what has ended, then no more.
 function Hooks:close()
   local world = self.world
-  if self.queued > 0 and not world.in_callback and not world.over and world.current then
+  if self.queued > 0 and not world.in_callback and not world.over and world.strand then
     local work = Work.new(world, { what = "close" })
     world:block(work, function() return self.queued == 0 or work.state ~= "pending" end)
   end
