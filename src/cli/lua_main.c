@@ -12,6 +12,7 @@
 
 #include <perigee/export.h>
 
+#include "cli/bench_loop.h"
 #include "cli/paths.h"
 #include "cli/rank.h"
 
@@ -117,6 +118,8 @@ static void set_paths(lua_State *L) {
   lua_getfield(L, -1, "preload");
   lua_pushcfunction(L, luaopen_perigee_core);
   lua_setfield(L, -2, "perigee.core");
+  lua_pushcfunction(L, perigee__bench_loop_open);
+  lua_setfield(L, -2, "perigee.bench.loop");
   lua_pop(L, 2);
 }
 

@@ -7,6 +7,7 @@
 #include <perigee/version.h>
 
 #include "base/attr.h"
+#include "cli/bench.h"
 #include "cli/info.h"
 #include "cli/launch.h"
 #include "cli/lua_main.h"
@@ -18,6 +19,7 @@ static const char help[] =
     "\n"
     "Commands\n"
     "  run    start the ranks of a job: perigee run -n 4 script.lua\n"
+    "  bench  time operations: perigee bench -n 4 allreduce\n"
     "  info   print the version, this machine and the variables that are read\n"
     "\n"
     "  perigee --version\n"
@@ -26,7 +28,8 @@ static const char help[] =
 static const struct {
   const char *name;
   int (*main)(int argc, char **argv);
-} commands[] = {{"run", perigee__run_main}, {"info", perigee__info_main}};
+} commands[] = {
+    {"run", perigee__run_main}, {"bench", perigee__bench_main}, {"info", perigee__info_main}};
 
 /* Descriptors 0 to 2 must not be given to pipes and sockets. */
 static void open_standard_descriptors(void) {
