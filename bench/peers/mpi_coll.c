@@ -55,9 +55,7 @@ static void reduce_ip(size_t bytes) {
   MPI_Reduce(rank == 0 ? MPI_IN_PLACE : (void *)A, rank == 0 ? A : NULL, N, MPI_FLOAT, MPI_SUM, 0,
              WORLD);
 }
-static void allgather(size_t bytes) {
-  MPI_Allgather(A, N, MPI_FLOAT, B, N, MPI_FLOAT, WORLD);
-}
+static void allgather(size_t bytes) { MPI_Allgather(A, N, MPI_FLOAT, B, N, MPI_FLOAT, WORLD); }
 static void allgather_ip(size_t bytes) {
   MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, B, N, MPI_FLOAT, WORLD);
 }
@@ -81,7 +79,12 @@ static void barrier(size_t bytes) {
   MPI_Barrier(WORLD);
 }
 
-typedef enum kind { EACH, BACK_TO_BACK, PINGPONG, BW } kind;
+typedef enum kind {
+  EACH,
+  BACK_TO_BACK,
+  PINGPONG,
+  BW
+} kind;
 typedef struct op {
   const char *name;
   kind kind;
