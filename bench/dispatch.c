@@ -20,8 +20,7 @@
 enum {
   REPEATS = 9,
   CALLS = 100000,
-  THREADS_MAX = 4,
-  INTERPS_MAX = 4
+  THREADS_MAX = 4
 };
 
 static const char *const backends[][2] = {
@@ -32,6 +31,10 @@ static const char *const backends[][2] = {
               "return self.inner:allreduce({ t[1] }, { op = o.op, timeout = 5 }) end return B"},
     {"mapped", "local B = {} function B:allreduce(t, o) "
                "return self.inner:allreduce(t, o):map(function() end) end return B"},
+    {"table", "local B = {} local function wait() return true end "
+              "function B:allreduce() return { wait = wait } end return B"},
+    {"future", "local perigee = require 'perigee' local B = {} function B:allreduce(t) "
+               "local f = perigee.future() f:set_result(t) return f end return B"},
 };
 
 typedef struct bench_case {
@@ -39,31 +42,33 @@ typedef struct bench_case {
   int op;
   bool run;
   int threads;
-  int interps; /* > 0: that many interpreters, each with a group of its own; thread t calls the one of t % interps */
   double ns[REPEATS];
 } bench_case;
 
 static bench_case cases[] = {
-    {"native, run", "native", PERIGEE_OP_ALLREDUCE, true, 1, 0, {0}},
-    {"native, submit and wait", "native", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
-    {"not overridden, 1 layer, run", "done(native)", PERIGEE_OP_BROADCAST, true, 1, 0, {0}},
+    {"native, run", "native", PERIGEE_OP_ALLREDUCE, true, 1, {0}},
+    {"native, submit and wait", "native", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"not overridden, 1 layer, run", "done(native)", PERIGEE_OP_BROADCAST, true, 1, {0}},
     {"not overridden, 3 layers, run",
      "done(pass(fresh(native)))",
      PERIGEE_OP_BROADCAST,
      true,
      1,
-     0,
      {0}},
-    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
-    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 2, 0, {0}},
-    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 4, 0, {0}},
-    {"override passes on", "pass(native)", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
-    {"override passes on, new tables", "fresh(native)", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
-    {"3 layers pass on", "pass(pass(pass(native)))", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
-    {"override maps the work", "mapped(native)", PERIGEE_OP_ALLREDUCE, false, 1, 0, {0}},
-    {"returns true, 1 interpreter", "done", PERIGEE_OP_ALLREDUCE, true, 1, 1, {0}},
-    {"returns true, 2 interpreters", "done", PERIGEE_OP_ALLREDUCE, true, 2, 2, {0}},
-    {"returns true, 4 interpreters", "done", PERIGEE_OP_ALLREDUCE, true, 4, 4, {0}},
+    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 2, {0}},
+    {"override returns true", "done(native)", PERIGEE_OP_ALLREDUCE, false, 4, {0}},
+    {"override passes on", "pass(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override passes on", "pass(native)", PERIGEE_OP_ALLREDUCE, false, 2, {0}},
+    {"override passes on", "pass(native)", PERIGEE_OP_ALLREDUCE, false, 4, {0}},
+    {"override passes on, run", "pass(native)", PERIGEE_OP_ALLREDUCE, true, 1, {0}},
+    {"override passes on, new tables", "fresh(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"3 layers pass on", "pass(pass(pass(native)))", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override maps the work", "mapped(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override returns a table", "table(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override returns a done future", "future(native)", PERIGEE_OP_ALLREDUCE, false, 1, {0}},
+    {"override returns a done future", "future(native)", PERIGEE_OP_ALLREDUCE, false, 2, {0}},
+    {"override returns a done future", "future(native)", PERIGEE_OP_ALLREDUCE, false, 4, {0}},
 };
 enum {
   CASES = sizeof(cases) / sizeof(cases[0])
@@ -121,22 +126,18 @@ static void *job_main(void *arg) {
   return NULL;
 }
 
-/* groups: one, or c->interps of them. */
-static double measure(perigee_group *const *groups, const bench_case *c) {
+static double measure(perigee_group *group, const bench_case *c) {
   pthread_t threads[THREADS_MAX];
   pthread_barrier_t start;
-  job jobs[THREADS_MAX];
-  int calls = CALLS / c->threads;
+  job j = {group, c, CALLS / c->threads, &start};
   pthread_barrier_init(&start, NULL, (unsigned)c->threads + 1);
-  for (int t = 0; t < c->threads; t++) {
-    jobs[t] = (job){groups[c->interps > 0 ? t % c->interps : 0], c, calls, &start};
-    if (pthread_create(&threads[t], NULL, job_main, &jobs[t]) != 0)
+  for (int t = 0; t < c->threads; t++)
+    if (pthread_create(&threads[t], NULL, job_main, &j) != 0)
       die("thread");
-  }
   pthread_barrier_wait(&start);
   double started = now_ns();
   pthread_barrier_wait(&start);
-  double ns = (now_ns() - started) / ((double)calls * c->threads);
+  double ns = (now_ns() - started) / ((double)j.calls * c->threads);
   for (int t = 0; t < c->threads; t++)
     pthread_join(threads[t], NULL);
   pthread_barrier_destroy(&start);
@@ -168,21 +169,12 @@ int main(int argc, char **argv) {
   for (size_t i = 0; i < sizeof(backends) / sizeof(backends[0]); i++)
     if (perigee_interp_load_backend_string(interp, backends[i][1], backends[i][0]) < 0)
       die(backends[i][0]);
-  perigee_group *groups[CASES], *apart[INTERPS_MAX];
-  perigee_interp *interps[INTERPS_MAX];
-  for (int i = 0; i < INTERPS_MAX; i++) {
-    char name[32];
-    snprintf(name, sizeof(name), "done%d", i);
-    if (perigee_interp_create(NULL, &interps[i]) < 0 ||
-        perigee_interp_load_backend_string(interps[i], backends[0][1], name) < 0)
-      die(name);
-    apart[i] = open_group(name);
-  }
+  perigee_group *groups[CASES];
   for (int i = 0; i < CASES; i++)
     groups[i] = open_group(cases[i].stack);
   for (int r = 0; r < REPEATS; r++)
     for (int i = 0; i < CASES; i++)
-      cases[i].ns[r] = measure(cases[i].interps > 0 ? apart : &groups[i], &cases[i]);
+      cases[i].ns[r] = measure(groups[i], &cases[i]);
   if (csv)
     printf("case,stack,threads,ns_min,ns_median,ns_max\n");
   else
@@ -196,11 +188,6 @@ int main(int argc, char **argv) {
   for (int i = 0; i < CASES; i++) {
     perigee_group_close(groups[i]);
     perigee_group_unref(groups[i]);
-  }
-  for (int i = 0; i < INTERPS_MAX; i++) {
-    perigee_group_close(apart[i]);
-    perigee_group_unref(apart[i]);
-    perigee_interp_destroy(&interps[i]);
   }
   perigee_interp_destroy(&interp);
   return 0;
