@@ -185,8 +185,21 @@ local function conditions()
   return set
 end
 
+-- Load and stolen time that make figures worth little.
+local function doubts(c, m)
+  local list = {}
+  local load_at_start = tonumber((c.load or ""):match "^[%d.]+")
+  if load_at_start and load_at_start > m.cores / 4 then list[#list + 1] = "something else ran when it began" end
+  local steal, seconds = tonumber(c.steal), tonumber(c.seconds)
+  if steal and seconds and steal > seconds * 100 * m.cores / 100 then
+    list[#list + 1] = "the host took more than 1 % of the time"
+  end
+  return #list > 0 and table.concat(list, "; ") or nil
+end
+
 local function print_conditions(c)
   local m = machine.describe()
+  local doubt = doubts(c, m)
   say "## Conditions"
   say ""
   say("* %s, %d cores, Linux %s; %s", m.cpu, m.cores, m.kernel, m.date)
@@ -195,6 +208,7 @@ local function print_conditions(c)
   say("* between the ranks: %s; %d rounds of everything, one program after the other, %s ms of calls per row",
     c.net or "?", rounds, c.budget or "?")
   say("* load %s; %s clock ticks taken by the host in %s s", c.load or "?", c.steal or "?", c.seconds or "?")
+  if doubt then say("* **not a quiet machine: %s**", doubt) end
   say("* elements that were not what the definition says: %d", wrong)
   say ""
 end

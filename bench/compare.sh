@@ -15,10 +15,11 @@ Usage: bench/compare.sh [OPTIONS]
   --net loopback      TCP on the loopback device, against Open MPI (btl tcp) and Gloo
   --net veth          TCP between two network namespaces (root); half of the ranks in each
   --rate RATE         with veth: limit both directions with tbf, for example 10gbit
-  --dir DIR           programs and raw figures (default build/compare); an interrupted run goes on where it was
+  --dir DIR           programs and raw figures (default build/compare). A run that was interrupted goes on where it was when it
+                      is started again with the same settings and the same Perigee
   --out FILE.md       default bench/RESULTS.md, with --net bench/RESULTS-<net>.md; drawings are written beside it
-  --fresh             forget the raw figures of an earlier run
-  --report            only write the report from the raw figures that are there
+  --fresh             do not go on, begin anew
+  --report            only write the report, from the raw figures of the last run with these settings
 
 PERIGEE names the command to measure (default: a Release build in DIR). Nothing else should run meanwhile.
 TEXT
@@ -65,12 +66,18 @@ fi
 cores=$(nproc)
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
-data=$dir/data/${net:-shm}${rate:+-$rate}
-[ $fresh = 0 ] || rm -rf "$data"
-mkdir -p "$data"
 
 say() { echo "$(date +%T) $*" >&2; }
 steal() { awk '/^cpu /{print $9}' /proc/stat; }
+
+# Figures that were taken in another way, or of another program, are never mixed.
+open_data() {
+  local key
+  key=$(echo "$sizes $ops $budget $(cksum <"$PERIGEE")" | cksum | cut -d' ' -f1)
+  data=$dir/data/${net:-shm}${rate:+-$rate}-$key
+  if [ $only_report = 0 ] && { [ $fresh = 1 ] || [ -e "$data/finished" ]; }; then rm -rf "$data"; fi
+  mkdir -p "$data"
+}
 
 # ---- programs ---------------------------------------------------------------------------------------------
 
@@ -311,12 +318,15 @@ conditions() { # what the report says about the run; one key=value per line
 }
 
 build_perigee
+open_data
 steal0=$(steal) started=$(date +%s) load0=$(cut -d' ' -f1 /proc/loadavg)
 if [ $only_report = 0 ]; then
   build_peers
+  awk -v cores="$cores" '{ exit $1 < cores / 4 }' /proc/loadavg && say "the load is $load0: this machine is not quiet"
   [ "$net" != veth ] || make_spaces
   for ((round = 1; round <= rounds; round++)); do one_round $round; done
   conditions >"$data/conditions"
+  touch "$data/finished"
 fi
 "$PERIGEE" run -n 1 bench/compare.lua "$data" "$out"
 say "written: $out"

@@ -120,8 +120,22 @@ describe("perigee bench", function()
     assert.equal(0, r.code, r.err)
     local result = json.decode(support.read(r.dir .. "/r.json"))
     assert.equal(3, result.reps)
+    assert.is_true(result.complete)
     for _, row in ipairs(result.rows) do assert.is_true(row.iters >= 5 and row.iters <= 5000) end
     assert.is_true(support.has(r.out, "1 ms of calls per row"))
+  end)
+
+  it("leaves the rows that there were in the JSON when it ends early", function()
+    local r = bench("-n 2 --sizes 8 --json r.json --load l.lua --backend 'broken(native)' barrier allreduce", { ["l.lua"] = [[
+      local perigee = require "perigee"
+      local broken = perigee.backend("broken")
+      function broken:allreduce() error "enough" end]] })
+    assert.equal(1, r.code)
+    assert.is_true(support.has(r.err, "enough"), r.err)
+    local result = json.decode(support.read(r.dir .. "/r.json"))
+    assert.equal(1, #result.rows)
+    assert.equal("barrier", result.rows[1].op)
+    assert.is_nil(result.complete)
   end)
 
   it("says which rows need more ranks", function()

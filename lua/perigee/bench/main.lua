@@ -1,4 +1,5 @@
 -- What each rank of `perigee bench` runs; the command has checked the arguments (key=value) before.
+local json = require "perigee.bench.json"
 local machine = require "perigee.bench.machine"
 
 local lists = { size = true, op = true, load = true }
@@ -22,7 +23,6 @@ local function write(path, text)
 end
 
 local function read_run(path)
-  local json = require "perigee.bench.json"
   local f <close> = assert(io.open(path, "rb"))
   local ok, run = pcall(json.decode, f:read "a")
   if not ok or type(run) ~= "table" or type(run.rows) ~= "table" then
@@ -56,13 +56,15 @@ local function measure(o)
     last = result.op
     meta.rows[#meta.rows + 1] = result
     print(report.row(o.mode, result))
+    if o.json then write(o.json, json.encode(meta)) end -- what there is, should the rest come too late
   end)
   run:close()
   if not first then return end
   meta.steal_ticks = machine.steal() - steal
   local text, wrong = report.footer(meta)
   if text ~= "" then print(text) end
-  if o.json then write(o.json, require("perigee.bench.json").encode(meta)) end
+  meta.complete = true
+  if o.json then write(o.json, json.encode(meta)) end
   if o.plot then draw(o, meta) end
   if wrong > 0 then error(("%d elements are not what the operations' definitions say"):format(wrong), 0) end
 end
