@@ -92,14 +92,18 @@ endforeach()
 find_program(PERIGEE_LUACHECK_PROGRAM NAMES luacheck)
 if(PERIGEE_LUACHECK_PROGRAM)
   add_test(NAME perigee.lint.luacheck WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
-    COMMAND ${PERIGEE_LUACHECK_PROGRAM} --quiet --no-color lua spec examples)
+    COMMAND ${PERIGEE_LUACHECK_PROGRAM} --quiet --no-color lua spec examples bench)
   set_tests_properties(perigee.lint.luacheck PROPERTIES TIMEOUT 120 LABELS lint)
 else()
   message(WARNING "luacheck is missing: Lua files will not be checked")
 endif()
 
 find_program(PERIGEE_CLANG_FORMAT_PROGRAM NAMES clang-format-14 clang-format)
+<<<<<<< HEAD
 file(GLOB_RECURSE _c_files CONFIGURE_DEPENDS src/*.[ch] include/*.h examples/*.c spec/plugins/*.c)
+=======
+file(GLOB_RECURSE _c_files CONFIGURE_DEPENDS src/*.[ch] include/*.h examples/*.c bench/*.[ch])
+>>>>>>> b0119b5 (bench: README; benchmarks are linted too)
 if(PERIGEE_CLANG_FORMAT_PROGRAM)
   add_test(NAME perigee.lint.clang_format
     COMMAND ${PERIGEE_CLANG_FORMAT_PROGRAM} --dry-run -Werror --ferror-limit=5 ${_c_files})

@@ -24,7 +24,11 @@ struct NativeGroup : ProcessGroup {
   }
 };
 
-enum Mode { CALL, CALL_WAIT, CALL_FUTURE_WAIT };
+enum Mode {
+  CALL,
+  CALL_WAIT,
+  CALL_FUTURE_WAIT
+};
 
 static void calls(const Group &group, at::Tensor tensor, long n, int mode) {
   for (long i = 0; i < n; i++) {
@@ -59,7 +63,9 @@ static double run(Group group, at::Tensor tensor, long n, int threads, int mode,
       t.join();
     n = n / threads * threads;
   }
-  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / n;
+  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start)
+             .count() /
+         n;
 }
 
 PYBIND11_MODULE(dispatch_torch_ext, m) {

@@ -86,8 +86,12 @@ static Call allreduce(size_t n, gloo::AllreduceOptions::Algorithm how) {
     gloo::allreduce(o);
   };
 }
-static Call allreduce_ring(size_t n) { return allreduce(n, gloo::AllreduceOptions::Algorithm::RING); }
-static Call allreduce_bcube(size_t n) { return allreduce(n, gloo::AllreduceOptions::Algorithm::BCUBE); }
+static Call allreduce_ring(size_t n) {
+  return allreduce(n, gloo::AllreduceOptions::Algorithm::RING);
+}
+static Call allreduce_bcube(size_t n) {
+  return allreduce(n, gloo::AllreduceOptions::Algorithm::BCUBE);
+}
 static Call broadcast(size_t n) {
   return [n] {
     gloo::BroadcastOptions o(context);
@@ -154,7 +158,12 @@ static Call reduce_scatter(size_t n) {
 }
 static Call barrier_call(size_t) { return barrier; }
 
-enum Kind { EACH, BACK_TO_BACK, PINGPONG, BW };
+enum Kind {
+  EACH,
+  BACK_TO_BACK,
+  PINGPONG,
+  BW
+};
 struct Op {
   const char *name;
   Kind kind;
@@ -163,21 +172,20 @@ struct Op {
 };
 
 // Allreduce, reduce and reduce_scatter work in place; as in mpi_coll.c that is said by _ip.
-static const std::vector<Op> OPS = {
-    {"allreduce_ip", EACH, allreduce_ring, false, false},
-    {"allreduce_bcube_ip", EACH, allreduce_bcube, false, false},
-    {"allreduce_b2b", BACK_TO_BACK, allreduce_ring, false, false},
-    {"broadcast", EACH, broadcast, false, false},
-    {"reduce_ip", EACH, reduce, false, false},
-    {"allgather", EACH, allgather, false, true},
-    {"reduce_scatter_ip", EACH, reduce_scatter, true, false},
-    {"alltoall", EACH, alltoall, true, true},
-    {"gather", EACH, gather, false, true},
-    {"scatter", EACH, scatter, true, false},
-    {"barrier", EACH, barrier_call, false, false},
-    {"barrier_b2b", BACK_TO_BACK, barrier_call, false, false},
-    {"pingpong", PINGPONG, nullptr, false, false},
-    {"bw", BW, nullptr, false, false}};
+static const std::vector<Op> OPS = {{"allreduce_ip", EACH, allreduce_ring, false, false},
+                                    {"allreduce_bcube_ip", EACH, allreduce_bcube, false, false},
+                                    {"allreduce_b2b", BACK_TO_BACK, allreduce_ring, false, false},
+                                    {"broadcast", EACH, broadcast, false, false},
+                                    {"reduce_ip", EACH, reduce, false, false},
+                                    {"allgather", EACH, allgather, false, true},
+                                    {"reduce_scatter_ip", EACH, reduce_scatter, true, false},
+                                    {"alltoall", EACH, alltoall, true, true},
+                                    {"gather", EACH, gather, false, true},
+                                    {"scatter", EACH, scatter, true, false},
+                                    {"barrier", EACH, barrier_call, false, false},
+                                    {"barrier_b2b", BACK_TO_BACK, barrier_call, false, false},
+                                    {"pingpong", PINGPONG, nullptr, false, false},
+                                    {"bw", BW, nullptr, false, false}};
 
 // ---- loops: microseconds per call of this rank ----------------------------------------------------------
 

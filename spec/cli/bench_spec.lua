@@ -126,10 +126,12 @@ describe("perigee bench", function()
   end)
 
   it("leaves the rows that there were in the JSON when it ends early", function()
-    local r = bench("-n 2 --sizes 8 --json r.json --load l.lua --backend 'broken(native)' barrier allreduce", { ["l.lua"] = [[
-      local perigee = require "perigee"
-      local broken = perigee.backend("broken")
-      function broken:allreduce() error "enough" end]] })
+    local r = bench("-n 2 --sizes 8 --json r.json --load l.lua --backend 'broken(native)' barrier allreduce", {
+      ["l.lua"] = [[
+        local perigee = require "perigee"
+        local broken = perigee.backend("broken")
+        function broken:allreduce() error "enough" end]],
+    })
     assert.equal(1, r.code)
     assert.is_true(support.has(r.err, "enough"), r.err)
     local result = json.decode(support.read(r.dir .. "/r.json"))
