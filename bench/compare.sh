@@ -19,7 +19,7 @@ Usage: bench/compare.sh [OPTIONS]
                       is started again with the same settings and the same Perigee
   --out FILE.md       default bench/RESULTS.md, with --net bench/RESULTS-<net>.md; drawings are written beside it
   --fresh             do not go on, begin anew
-  --report            only write the report, from the raw figures of the last run with these settings
+  --report            only write the report, from the raw figures of the last run
 
 PERIGEE names the command to measure (default: a Release build in DIR). Nothing else should run meanwhile.
 TEXT
@@ -75,6 +75,10 @@ open_data() {
   local key
   key=$(echo "$sizes $ops $budget $(cksum <"$PERIGEE")" | cksum | cut -d' ' -f1)
   data=$dir/data/${net:-shm}${rate:+-$rate}-$key
+  if [ $only_report = 1 ] && [ ! -e "$data/finished" ]; then # of an older Perigee, or not at its end
+    data=$(find "$dir/data" -maxdepth 1 -name "${net:-shm}${rate:+-$rate}-*" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)
+    [ -n "$data" ] || { echo "compare.sh: no figures in $dir/data" >&2 && exit 1; }
+  fi
   if [ $only_report = 0 ] && { [ $fresh = 1 ] || [ -e "$data/finished" ]; }; then rm -rf "$data"; fi
   mkdir -p "$data"
 }
