@@ -213,6 +213,35 @@ local function print_conditions(c)
   say ""
 end
 
+-- Median ratio over the sizes, of one operation (nil: all) on so many ranks (nil: all).
+local function overview(list, row, ranks)
+  local ratios = {}
+  for _, c in ipairs(list) do
+    if (row == nil or c.row == row) and (ranks == nil or c.ranks == ranks) then ratios[#ratios + 1] = c.ratio end
+  end
+  return #ratios > 0 and ("%.2f"):format(median(ratios)) or ""
+end
+
+local function print_overview(list)
+  say "Median ratio over the sizes:"
+  say ""
+  local head, rule, all = { "operation" }, { "---" }, { "all" }
+  for _, ranks in ipairs(keys(all_ranks)) do
+    head[#head + 1], rule[#rule + 1], all[#all + 1] = ranks .. " ranks", "--:", overview(list, nil, ranks)
+  end
+  line(head)
+  line(rule)
+  for _, row in ipairs(cells) do
+    if overview(list, row[1]) ~= "" then
+      local fields = { row[1] }
+      for _, ranks in ipairs(keys(all_ranks)) do fields[#fields + 1] = overview(list, row[1], ranks) end
+      line(fields)
+    end
+  end
+  line(all)
+  say ""
+end
+
 local function print_summary(list, missing)
   local ratios, wins, misses = {}, 0, {}
   for _, c in ipairs(list) do
@@ -229,6 +258,7 @@ local function print_summary(list, missing)
     100 * wins / #list, median(ratios),
     missing > 0 and (" %d cells have no peer that reached them within its time."):format(missing) or "")
   say ""
+  print_overview(list)
   if #misses == 0 then return end
   table.sort(misses, function(a, b) return a.ratio > b.ratio end)
   say "Slower than the best peer:"

@@ -38,6 +38,15 @@ long futex_wake(_Atomic uint32_t *word, int n);
 /** One round of spinning: a hint to the core where there is one. */
 void relax(void);
 
+/* Vectorised, for the widest vectors that the machine has. */
+#if defined(__x86_64__) && defined(__clang__)
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#elif defined(__x86_64__)
+#define WIDE __attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
+#else
+#define WIDE
+#endif
+
 /* The groups; names as in the command line. */
 void group_memory(void); /* copies, sums, first touch */
 void group_line(void);   /* a cache line between cores, PAUSE */

@@ -35,13 +35,6 @@ static void copy_nt(char *d, char *const *s, size_t bytes) {
 }
 #endif
 
-/* The widest vectors that the machine has. */
-#if defined(__x86_64__)
-#define WIDE __attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
-#else
-#define WIDE __attribute__((optimize("O3")))
-#endif
-
 WIDE static void read_all(char *d, char *const *s, size_t bytes) {
   const uint64_t *from = (const void *)s[0];
   uint64_t sum = 0;

@@ -106,11 +106,7 @@ static void meet(run *r, uint32_t epoch) {
     ;
 }
 
-#if defined(__x86_64__)
-__attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
-#endif
-static void
-reduce_both(float *restrict a, float *restrict b, size_t n) {
+WIDE static void reduce_both(float *restrict a, float *restrict b, size_t n) {
   for (size_t i = 0; i < n; i++) {
     float x = a[i] * 0.5f + b[i] * 0.5f; /* stays finite */
     a[i] = x;
