@@ -122,7 +122,8 @@ local function axis_y(out, left, bottom, low, high)
       out[#out + 1] = ('<line x1="%d" y1="%.1f" x2="%d" y2="%.1f" class="%s"/>'):format(left, at, left + PANEL, at,
         digit == 1 and "grid" or "fine")
     end
-    out[#out + 1] = text(left - 7, y(power(10, e)) + 4, "end", 11, ("%g"):format(power(10, e)))
+    local label = ("%g"):format(power(10, e)):gsub("e%+?(-?)0*", "e%1")
+    out[#out + 1] = text(left - 7, y(power(10, e)) + 4, "end", 11, label)
   end
   return y
 end
