@@ -252,6 +252,7 @@ local function print_summary(list, missing)
   say ""
   if #list == 0 then
     say "No figures."
+    say ""
     return
   end
   say("%d of %d cells (%.0f %%) are not slower than the best peer; the median ratio is %.2f.%s", wins, #list,

@@ -170,7 +170,8 @@ wall_of() { # seconds that a peer may start new rows in
 }
 
 perigee() { # round ranks
-  local how flags list limit
+  local how flags list limit transport=shm
+  [ -z "$net" ] || transport=tcp
   limit=$((2 * $(wall_of "$2") + 60))
   for how in each in_place b2b; do
     list=$(perigee_ops $how "$2")
@@ -183,7 +184,7 @@ perigee() { # round ranks
       perigee_veth "$file" "$2" "$limit" $flags $list
     else
       run "$file.out" "$limit" "$PERIGEE" bench -n "$2" --sizes "$sizes" --budget "$budget" --timeout "$limit" \
-        --transport "${net:+tcp}${net:-shm}" --json "$file.tmp" $flags $list
+        --transport $transport --json "$file.tmp" $flags $list
     fi
     [ ! -e "$file.tmp" ] || mv "$file.tmp" "$file"
     rm -f "$file.out"
