@@ -99,11 +99,8 @@ else()
 endif()
 
 find_program(PERIGEE_CLANG_FORMAT_PROGRAM NAMES clang-format-14 clang-format)
-<<<<<<< HEAD
-file(GLOB_RECURSE _c_files CONFIGURE_DEPENDS src/*.[ch] include/*.h examples/*.c spec/plugins/*.c)
-=======
-file(GLOB_RECURSE _c_files CONFIGURE_DEPENDS src/*.[ch] include/*.h examples/*.c bench/*.[ch])
->>>>>>> b0119b5 (bench: README; benchmarks are linted too)
+file(GLOB_RECURSE _c_files CONFIGURE_DEPENDS
+  src/*.[ch] include/*.h examples/*.c bench/*.[ch] spec/plugins/*.c)
 if(PERIGEE_CLANG_FORMAT_PROGRAM)
   add_test(NAME perigee.lint.clang_format
     COMMAND ${PERIGEE_CLANG_FORMAT_PROGRAM} --dry-run -Werror --ferror-limit=5 ${_c_files})
