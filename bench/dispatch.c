@@ -20,7 +20,8 @@
 enum {
   REPEATS = 9,
   CALLS = 100000,
-  THREADS_MAX = 4
+  THREADS_MAX = 4,
+  INTERPS_MAX = 4
 };
 
 static const char *const backends[][2] = {
@@ -42,7 +43,11 @@ typedef struct bench_case {
   int op; /* 0: allreduce */
   bool run;
   int threads;
+  int interps; /* > 0: that many interpreters, each with a group of its own; thread t calls the one of t % interps */
   double ns[REPEATS];
+  bool hook; /* a hook in C that does nothing is there */
+  const char
+      *script; /* not NULL: blocking calls from a loop in Lua, after this; stack is what it opens */
 } bench_case;
 
 static bench_case cases[] = {
@@ -72,6 +77,19 @@ static bench_case cases[] = {
     {.name = "override returns a done future", .stack = "future(native)", .threads = 1},
     {.name = "override returns a done future", .stack = "future(native)", .threads = 2},
     {.name = "override returns a done future", .stack = "future(native)", .threads = 4},
+    {.name = "returns true, 1 interpreter", .stack = "done", .threads = 1, .interps = 1},
+    {.name = "returns true, 2 interpreters", .stack = "done", .threads = 2, .interps = 2},
+    {.name = "returns true, 4 interpreters", .stack = "done", .threads = 4, .interps = 4},
+    {.name = "native, run, hook in C", .stack = "native", .threads = 1, .run = true, .hook = true},
+    {.name = "override returns true, hook in C",
+     .stack = "done(native)",
+     .threads = 1,
+     .hook = true},
+    {.name = "called from Lua", .stack = "native", .threads = 1, .script = ""},
+    {.name = "called from Lua, hook in Lua",
+     .stack = "native",
+     .threads = 1,
+     .script = "world:on('done', function() end)"},
 };
 enum {
   CASES = sizeof(cases) / sizeof(cases[0])
@@ -129,22 +147,56 @@ static void *job_main(void *arg) {
   return NULL;
 }
 
-static double measure(perigee_group *group, const bench_case *c) {
+/* groups: one, or c->interps of them. */
+static double measure(perigee_group *const *groups, const bench_case *c) {
   pthread_t threads[THREADS_MAX];
   pthread_barrier_t start;
-  job j = {group, c, CALLS / c->threads, &start};
+  job jobs[THREADS_MAX];
+  int calls = CALLS / c->threads;
   pthread_barrier_init(&start, NULL, (unsigned)c->threads + 1);
-  for (int t = 0; t < c->threads; t++)
-    if (pthread_create(&threads[t], NULL, job_main, &j) != 0)
+  for (int t = 0; t < c->threads; t++) {
+    jobs[t] = (job){groups[c->interps > 0 ? t % c->interps : 0], c, calls, &start};
+    if (pthread_create(&threads[t], NULL, job_main, &jobs[t]) != 0)
       die("thread");
+  }
   pthread_barrier_wait(&start);
   double started = now_ns();
   pthread_barrier_wait(&start);
-  double ns = (now_ns() - started) / ((double)j.calls * c->threads);
+  double ns = (now_ns() - started) / ((double)calls * c->threads);
   for (int t = 0; t < c->threads; t++)
     pthread_join(threads[t], NULL);
   pthread_barrier_destroy(&start);
   return ns;
+}
+
+/* A loop in Lua on a world of its own. */
+static double measure_script(perigee_interp *interp, const bench_case *c) {
+  char text[1024];
+  snprintf(text, sizeof(text),
+           "local perigee = require 'perigee' "
+           "local world = perigee.init { backend = '%s', rank = 0, size = 1 } %s "
+           "local t = perigee.zeros('f32', 2) "
+           "for _ = 1, 1000 do world:allreduce(t) end "
+           "local start = perigee.clock() "
+           "for _ = 1, %d do world:allreduce(t) end "
+           "ns = (perigee.clock() - start) * 1e9 / %d "
+           "world:close()",
+           c->stack, c->script, CALLS, CALLS);
+  if (perigee_interp_run_string(interp, text, c->name) < 0)
+    die(c->name);
+  lua_State *L = perigee_interp_enter(interp);
+  if (L == NULL)
+    die(c->name);
+  lua_getglobal(L, "ns");
+  double ns = lua_tonumber(L, -1);
+  lua_pop(L, 1);
+  perigee_interp_leave(interp);
+  return ns;
+}
+
+static void on_event(const perigee_event *event, void *arg) {
+  (void)event;
+  (void)arg;
 }
 
 static perigee_group *open_group(const char *stack) {
@@ -172,12 +224,27 @@ int main(int argc, char **argv) {
   for (size_t i = 0; i < sizeof(backends) / sizeof(backends[0]); i++)
     if (perigee_interp_load_backend_string(interp, backends[i][1], backends[i][0]) < 0)
       die(backends[i][0]);
-  perigee_group *groups[CASES];
-  for (int i = 0; i < CASES; i++)
+  perigee_group *groups[CASES], *apart[INTERPS_MAX];
+  perigee_interp *interps[INTERPS_MAX];
+  for (int i = 0; i < INTERPS_MAX; i++) {
+    char name[32];
+    snprintf(name, sizeof(name), "done%d", i);
+    if (perigee_interp_create(NULL, &interps[i]) < 0 ||
+        perigee_interp_load_backend_string(interps[i], backends[0][1], name) < 0)
+      die(name);
+    apart[i] = open_group(name);
+  }
+  for (int i = 0; i < CASES; i++) {
     groups[i] = open_group(cases[i].stack);
+    if (cases[i].hook &&
+        perigee_group_on(groups[i], PERIGEE_EVENT_DONE, on_event, NULL, NULL, NULL) < 0)
+      die("hook");
+  }
   for (int r = 0; r < REPEATS; r++)
     for (int i = 0; i < CASES; i++)
-      cases[i].ns[r] = measure(groups[i], &cases[i]);
+      cases[i].ns[r] = cases[i].script != NULL
+                           ? measure_script(interp, &cases[i])
+                           : measure(cases[i].interps > 0 ? apart : &groups[i], &cases[i]);
   if (csv)
     printf("case,stack,threads,ns_min,ns_median,ns_max\n");
   else
@@ -191,6 +258,11 @@ int main(int argc, char **argv) {
   for (int i = 0; i < CASES; i++) {
     perigee_group_close(groups[i]);
     perigee_group_unref(groups[i]);
+  }
+  for (int i = 0; i < INTERPS_MAX; i++) {
+    perigee_group_close(apart[i]);
+    perigee_group_unref(apart[i]);
+    perigee_interp_destroy(&interps[i]);
   }
   perigee_interp_destroy(&interp);
   return 0;
