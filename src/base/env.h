@@ -10,6 +10,8 @@
   XX(PERIGEE_LOG, "warn", "log level: error, warn, info, debug")                                   \
   XX(PERIGEE_BACKEND, "native", "stack of a group that names none")                                \
   XX(PERIGEE_TRANSPORT, "auto", "auto, shm or tcp: force the path between ranks")                  \
+  XX(PERIGEE_PATH, "auto",                                                                         \
+     "force inline, oneshot, twoshot, cma, symmetric or tcp where it can be taken")                \
   XX(PERIGEE_WAIT, "adaptive", "adaptive, spin or park: how ranks wait in shared memory")          \
   XX(PERIGEE_TIMEOUT, "1800", "default timeout of operations in seconds")                          \
   XX(PERIGEE_INIT_TIMEOUT, "300", "timeout of init in seconds")                                    \

@@ -19,6 +19,7 @@
 #include "base/futex.h"
 #include "base/log.h"
 #include "coll/fingerprint.h"
+#include "coll/reach.h"
 #include "transport/memfd.h"
 
 #define ARENA_MAGIC UINT64_C(0x50455249474545a1)
@@ -26,7 +27,7 @@
  * SPIN: time a rank polls before it sleeps; several times what a peer is late by when it has a core, and what a sleep and a wake-up cost.
  * YIELDS: mode PARK, before it sleeps; 2 to 50 measured alike, more only burns time when some rank computes. */
 enum {
-  ARENA_VERSION = 1,
+  ARENA_VERSION = 2,
   PAGE = 4096,
   WIDEST = 16,
   SPIN_US = 50,
@@ -43,7 +44,7 @@ perigee__arena_layout perigee__arena_layout_for(int n, size_t buffer_bytes) {
   l.status = l.park + sizeof(perigee__arena_park);
   l.lines = l.status + ranks * sizeof(perigee__arena_status);
   l.line_stride =
-      round_up(sizeof(perigee__arena_line) + 2 * ranks * sizeof(uint64_t), PERIGEE_FALSE_SHARING);
+      round_up(sizeof(perigee__arena_line) + 3 * ranks * sizeof(uint64_t), PERIGEE_FALSE_SHARING);
   l.slots = round_up(l.lines + ranks * PERIGEE_ARENA_BUFFERS * l.line_stride, PAGE);
   l.total = round_up(l.slots + ranks * PERIGEE_ARENA_BUFFERS * buffer_bytes, PAGE);
   return l;
@@ -73,17 +74,33 @@ static perigee__arena_mode mode_for(int local_ranks) {
   return local_ranks <= perigee__usable_cores() ? PERIGEE_ARENA_SPIN : PERIGEE_ARENA_PARK;
 }
 
+/* Carried by the header as well. "tcp" is seen by make_memory. */
+perigee__arena_path perigee__arena_path_named(const char *name) {
+  static const char *const names[PERIGEE_ARENA_PATH_COUNT] = {"auto",    "inline", "oneshot",
+                                                              "twoshot", "cma",    "symmetric"};
+  for (int i = 0; i < PERIGEE_ARENA_PATH_COUNT; i++)
+    if (strcmp(names[i], name) == 0)
+      return (perigee__arena_path)i;
+  perigee__log(
+      PERIGEE_LOG_WARN,
+      "PERIGEE_PATH=%s is not auto, inline, oneshot, twoshot, cma, symmetric or tcp: using auto",
+      name);
+  return PERIGEE_ARENA_PATH_AUTO;
+}
+
 void perigee__arena_format(void *base, int n, perigee__arena_mode mode, size_t buffer_bytes,
                            uint32_t first_epoch) {
   perigee__arena_layout l = perigee__arena_layout_for(n, buffer_bytes);
   perigee__arena_header *header = base;
   perigee__arena_park *park = (perigee__arena_park *)(void *)((char *)base + l.park);
-  *header = (perigee__arena_header){.magic = ARENA_MAGIC,
-                                    .version = ARENA_VERSION,
-                                    .n = (uint32_t)n,
-                                    .mode = (uint32_t)mode,
-                                    .first_epoch = first_epoch & PERIGEE_ARENA_EPOCHS,
-                                    .buffer_bytes = buffer_bytes};
+  *header = (perigee__arena_header){
+      .magic = ARENA_MAGIC,
+      .version = ARENA_VERSION,
+      .n = (uint32_t)n,
+      .mode = (uint32_t)mode,
+      .first_epoch = first_epoch & PERIGEE_ARENA_EPOCHS,
+      .path = (uint32_t)perigee__arena_path_named(perigee__env("PERIGEE_PATH")),
+      .buffer_bytes = buffer_bytes};
   atomic_init(&park->released, header->first_epoch << 1);
   for (size_t i = 0; i < (size_t)n * PERIGEE_ARENA_BUFFERS; i++) {
     char *line = (char *)base + l.lines + i * l.line_stride;
@@ -97,14 +114,21 @@ static void on_fate_failed(void *arg) { perigee__arena_kick(arg); }
 
 static size_t at_most(size_t bytes, size_t limit) { return bytes < limit ? bytes : limit; }
 
-/* Where one path ends and the next begins: measured on 2 cores (Xeon, 2 MiB L2) with 2, 4 and 8 ranks. */
-static void set_limits(perigee__arena *a) {
-  bool spin = a->mode == PERIGEE_ARENA_SPIN;
-  a->one_shot_max = at_most(((size_t)64 << 10) / (spin ? (size_t)a->n : 1), a->buffer_bytes);
-  size_t slices = ((size_t)16 << 10) * (size_t)a->n;
-  a->two_shot_chunk =
-      at_most(slices > (size_t)128 << 10 ? slices : (size_t)128 << 10, a->buffer_bytes);
-  a->copy_chunk = at_most(spin ? (size_t)64 << 10 : (size_t)128 << 10, a->buffer_bytes);
+void perigee__arena_set_limits(perigee__arena *a) {
+  perigee__arena_limits l =
+      perigee__arena_limits_for(a->mode == PERIGEE_ARENA_SPIN, a->n, a->path, a->cma);
+  a->one_shot_max = at_most(l.one_shot_max, a->buffer_bytes);
+  a->two_shot_chunk = at_most(l.two_shot_chunk, a->buffer_bytes);
+  a->copy_chunk = at_most(l.copy_chunk, a->buffer_bytes);
+  size_t share = a->buffer_bytes / (size_t)a->n; /* of one of n - 1 others, or less */
+  a->direct_min =
+      l.direct_min == SIZE_MAX
+          ? SIZE_MAX
+          : at_most(at_most(l.direct_min, a->copy_chunk),
+                    share >= PERIGEE_CACHE_LINE ? share / PERIGEE_CACHE_LINE * PERIGEE_CACHE_LINE
+                                                : share / 16 * 16);
+  a->pull_min = l.pull_min;
+  a->symmetric_min = l.symmetric_min;
 }
 
 static int check_header(const void *base, size_t bytes, const perigee__fate *fate) {
@@ -114,12 +138,20 @@ static int check_header(const void *base, size_t bytes, const perigee__fate *fat
                          fate->name);
   if (h->n != (uint32_t)fate->n ||
       (h->mode != PERIGEE_ARENA_SPIN && h->mode != PERIGEE_ARENA_PARK) ||
-      h->buffer_bytes < (size_t)fate->n * WIDEST || h->buffer_bytes % PERIGEE_CACHE_LINE != 0 ||
-      h->buffer_bytes > bytes || perigee__arena_layout_for(fate->n, h->buffer_bytes).total != bytes)
+      h->path >= PERIGEE_ARENA_PATH_COUNT || h->buffer_bytes < (size_t)fate->n * WIDEST ||
+      h->buffer_bytes % PERIGEE_CACHE_LINE != 0 || h->buffer_bytes > bytes ||
+      perigee__arena_layout_for(fate->n, h->buffer_bytes).total != bytes)
     return perigee__fail(PERIGEE_ENOSHM,
                          "shared memory of group %s (%zu bytes, %u ranks) does not fit %d ranks",
                          fate->name, bytes, h->n, fate->n);
   return 0;
+}
+
+static void free_view(perigee__arena *a) {
+  perigee__segments_unref(a->segments);
+  free(a->pids);
+  free(a->srcs);
+  free(a);
 }
 
 int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh, perigee__fate *fate,
@@ -131,9 +163,11 @@ int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh, pe
   if (a == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for the arena of group %s", fate->name);
   a->srcs = perigee__calloc((size_t)fate->n, sizeof(a->srcs[0]));
-  if (a->srcs == NULL) {
+  a->pids = perigee__calloc((size_t)fate->n, sizeof(a->pids[0]));
+  a->segments = perigee__segments_create();
+  if (a->srcs == NULL || a->pids == NULL || a->segments == NULL) {
     rc = perigee__fail(PERIGEE_ENOMEM, "no memory for the arena of group %s", fate->name);
-    goto free_arena;
+    goto free_parts;
   }
   a->mesh = mesh;
   a->fate = fate;
@@ -149,15 +183,14 @@ int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh, pe
   a->yields = YIELDS;
   bool forced = strcmp(perigee__env("PERIGEE_WAIT"), "spin") == 0;
   a->spin_ns = (int64_t)(forced ? SPIN_FORCED_US : SPIN_US) * 1000;
-  set_limits(a);
-  PERIGEE_TRY_GOTO(perigee__fate_listen(fate, on_fate_failed, a), free_srcs);
+  a->path = (perigee__arena_path)header->path;
+  perigee__arena_set_limits(a);
+  PERIGEE_TRY_GOTO(perigee__fate_listen(fate, on_fate_failed, a), free_parts);
   *arena_p = a;
   return 0;
 
-free_srcs:
-  free(a->srcs);
-free_arena:
-  free(a);
+free_parts:
+  free_view(a);
   return rc;
 }
 
@@ -172,8 +205,7 @@ void perigee__arena_destroy(perigee__arena **arena_p) {
   perigee__arena_kick(a);
   if (a->mapped)
     perigee__memfd_unmap(a->base, a->layout.total);
-  free(a->srcs);
-  free(a);
+  free_view(a);
 }
 
 /* ---- all members together ------------------------------------------------------------------------ */
@@ -184,6 +216,8 @@ static int make_memory(perigee__mesh *mesh, const perigee__fate *fate, int *fd_p
   size_t bytes = perigee__arena_layout_for(fate->n, buffer).total;
   int fd, local = mesh != NULL ? perigee__mesh_local_ranks(mesh) : 1;
   void *base;
+  if (strcmp(perigee__env("PERIGEE_PATH"), "tcp") == 0)
+    return perigee__fail(PERIGEE_ENOSHM, "PERIGEE_PATH=tcp");
   PERIGEE_TRY(perigee__memfd_create("perigee-arena", bytes, &fd));
   int rc = perigee__memfd_map(fd, bytes, &base);
   if (rc < 0) {
@@ -204,69 +238,6 @@ static bool is_memory(int fd, size_t *bytes_p) {
     return false;
   *bytes_p = (size_t)st.st_size;
   return true;
-}
-
-/* Steps under sequence number 0, which no collective has. */
-enum {
-  AGREE_UP = 0xa001,
-  AGREE_DOWN = 0xa002
-};
-
-typedef struct agreement {
-  perigee__xfer xfer;
-  uint32_t value;
-} agreement;
-
-/* Post one message each way between member 0 and every other (or between this rank and member 0) and wait for all. */
-static int agree_step(perigee__mesh *mesh, perigee__fate *fate, uint64_t step, bool sending,
-                      int64_t deadline_ns, agreement *with, perigee__xfer **list) {
-  int n = 0;
-  perigee__key key = {.group = fate->group, .tag = step, .kind = PERIGEE_KEY_COLL};
-  for (int r = fate->me == 0 ? 1 : 0; r < (fate->me == 0 ? fate->n : 1); r++) {
-    memset(&with[r].xfer, 0, sizeof(with[r].xfer));
-    if (sending)
-      perigee__mesh_send(mesh, fate, fate->members[r], key, &with[r].value, sizeof(with[r].value),
-                         0, &with[r].xfer);
-    else
-      perigee__mesh_recv(mesh, fate, fate->members[r], key, &with[r].value, sizeof(with[r].value),
-                         0, &with[r].xfer);
-    list[n++] = &with[r].xfer;
-  }
-  int rc = perigee__mesh_wait(mesh, list, n, fate, deadline_ns);
-  for (int i = 0; i < n; i++) {
-    if (rc < 0)
-      perigee__mesh_cancel(mesh, list[i]);
-    else if (list[i]->status < 0)
-      rc = list[i]->status;
-  }
-  if (rc < 0)
-    return perigee__fail(rc, "agreeing on the shared memory of group %s: %s", fate->name,
-                         perigee_strerror(rc));
-  return 0;
-}
-
-int perigee__arena_agree(perigee__mesh *mesh, perigee__fate *fate, int64_t deadline_ns, bool mine,
-                         bool *all_p) {
-  agreement *with = perigee__calloc((size_t)fate->n, sizeof(*with));
-  perigee__xfer **list = perigee__calloc((size_t)fate->n, sizeof(*list));
-  int rc = 0;
-  uint32_t all = mine;
-  if (with == NULL || list == NULL) {
-    rc = perigee__fail(PERIGEE_ENOMEM, "no memory to set up group %s", fate->name);
-    goto out;
-  }
-  with[0].value = mine;
-  PERIGEE_TRY_GOTO(agree_step(mesh, fate, AGREE_UP, fate->me != 0, deadline_ns, with, list), out);
-  for (int r = 1; fate->me == 0 && r < fate->n; r++)
-    all &= with[r].value;
-  for (int r = 1; fate->me == 0 && r < fate->n; r++)
-    with[r].value = all;
-  PERIGEE_TRY_GOTO(agree_step(mesh, fate, AGREE_DOWN, fate->me == 0, deadline_ns, with, list), out);
-  *all_p = (fate->me == 0 ? all : with[0].value) != 0;
-out:
-  free(list);
-  free(with);
-  return rc;
 }
 
 int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate, int64_t deadline_ns,
@@ -290,10 +261,17 @@ int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate, int64_t dead
     goto out;
   }
   if ((base != NULL || perigee__memfd_map(fd, bytes, &base) == 0) &&
-      perigee__arena_create_over(base, bytes, mesh, fate, &a) == 0)
+      perigee__arena_create_over(base, bytes, mesh, fate, &a) == 0) {
     a->mapped = true;
+    perigee__reach_introduce(a);
+  }
   if (fate->n > 1)
     PERIGEE_TRY_GOTO(perigee__arena_agree(mesh, fate, deadline_ns, a != NULL, &all), out);
+  if (all && a != NULL && fate->n > 1) {
+    PERIGEE_TRY_GOTO(
+        perigee__arena_agree(mesh, fate, deadline_ns, perigee__reach_probe(a), &a->cma), out);
+    perigee__arena_set_limits(a);
+  }
   if (!all || a == NULL)
     rc = perigee__fail(PERIGEE_ENOSHM, "%s of group %s cannot map its shared memory",
                        a == NULL ? "this rank" : "a rank", fate->name);
@@ -307,4 +285,61 @@ out:
   else if (base != NULL)
     perigee__memfd_unmap(base, bytes);
   return rc;
+}
+
+/* ---- symmetric memory ---------------------------------------------------------------------------- */
+
+/* Member 0's memory for segment id, at every member; *total_p 0 when it has none. */
+static int share_segment(perigee__arena *a, size_t bytes, uint32_t id, int64_t deadline_ns,
+                         int *fd_p, size_t *total_p) {
+  size_t stride, total = perigee__segment_total(a->n, bytes, &stride);
+  int fd = -1;
+  if (a->me == 0 && (total == 0 || perigee__memfd_create("perigee-segment", total, &fd) < 0) &&
+      (fd = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+    return perigee__fail_errno(errno, "open /dev/null");
+  if (a->n > 1) {
+    int rc = perigee__mesh_share_fd(a->mesh, a->fate->members, a->n, a->me,
+                                    perigee__hash_mix(a->fate->group, ARENA_MAGIC + id),
+                                    deadline_ns, &fd);
+    if (rc < 0) {
+      if (fd >= 0)
+        close(fd);
+      return rc;
+    }
+  }
+  *fd_p = fd;
+  if (!is_memory(fd, total_p))
+    *total_p = 0;
+  return 0;
+}
+
+int perigee__arena_alloc(perigee__arena *a, size_t bytes, uint64_t what, int64_t deadline_ns,
+                         perigee__segment **segment_p, void **data_p) {
+  uint32_t id = ++a->last_segment;
+  perigee__segment *segment = NULL;
+  size_t total = 0;
+  bool all = true;
+  int fd = -1;
+  /* What is wanted is compared before anything is made: ranks that differ would not even find each other's descriptor. */
+  if (a->n > 1)
+    PERIGEE_TRY(perigee__arena_agree_on(a->mesh, a->fate, deadline_ns, what | 1, &all));
+  PERIGEE_TRY(share_segment(a, bytes, id, deadline_ns, &fd, &total));
+  bool have =
+      total != 0 && perigee__segment_create(a->segments, fd, a->me, a->n, bytes, id, &segment) == 0;
+  close(fd);
+  int rc = 0;
+  if (a->n > 1)
+    rc = perigee__arena_agree(a->mesh, a->fate, deadline_ns, have, &have);
+  if (rc == 0 && !have)
+    rc = perigee__fail(PERIGEE_ENOSHM,
+                       "a rank of group %s cannot have %zu bytes of symmetric memory",
+                       a->fate->name, bytes);
+  if (rc < 0) {
+    if (segment != NULL)
+      perigee__segment_drop(segment);
+    return rc;
+  }
+  *segment_p = segment;
+  *data_p = perigee__segment_own(segment);
+  return 0;
 }

@@ -15,6 +15,7 @@
  *   8      8    fp: fingerprint of the collective
  *   16     48   inline payload
  *   64     16 n sizes: bytes sent to every rank, room for the bytes of every rank (read only when they are not all equal)
+ *   ...    8 n  addresses of the blocks for every rank (alltoall, scatter and reduce_scatter that are read in place)
  *
  * Meeting: every phase of every collective is a meeting of all ranks, and takes the next epoch, the same on all ranks. A rank
  *   writes what it has to say into its line and buffer of that epoch, arrives, and goes on when all have arrived. There is
@@ -24,6 +25,9 @@
  *   before its reader arrives at e+1, a buffer of epoch e is used by anyone only before he arrives at e+2. Both are written
  *   again for epoch e+BUFFERS, by somebody who has passed e+BUFFERS-1: BUFFERS >= 3 needs no exit barrier, however far a fast
  *   rank runs ahead (it cannot pass a meeting that the slow one has not arrived at).
+ *
+ *   A rank may leave a collective by arriving at its last meeting without waiting for it (perigee__arena_depart): it knows one meeting
+ *   less then, until the next one, which it waits for. What it writes for that one has been out of use for long: BUFFERS is 4.
  *
  * Mode, the same on all ranks, decided by member 0: SPIN when all local ranks of the world have a core, else PARK.
  *   SPIN: a rank arrives by publishing its own line and polls the lines of the others: bare, with PAUSE, with yields
@@ -45,6 +49,7 @@
 
 #include "base/error.h"
 #include "coll/coll.h"
+#include "coll/segments.h"
 #include "transport/mesh.h"
 
 typedef struct perigee__arena perigee__arena;
@@ -55,6 +60,15 @@ PERIGEE_MUST_CHECK int perigee__arena_create(perigee__mesh *mesh, perigee__fate 
                                              int64_t deadline_ns, perigee__arena **arena_p);
 /** Leave: peers that wait for this rank get EPEERCLOSED. No call may be running. Does not wait. */
 void perigee__arena_destroy(perigee__arena **arena_p);
+
+/**
+ * Symmetric memory: `bytes` for every rank, mapped by all (segments.h). All members together, in one order; waits. what: the same on all,
+ * else EMISMATCH. *data_p: this rank's part, zeroed, page-aligned. When a rank cannot have it: ENOSHM on all. *segment_p: owned by the
+ * caller, given back with perigee__segment_drop from any thread, also after the arena's end.
+ */
+PERIGEE_MUST_CHECK int perigee__arena_alloc(perigee__arena *arena, size_t bytes, uint64_t what,
+                                            int64_t deadline_ns, perigee__segment **segment_p,
+                                            void **data_p);
 
 /** Run one collective in the arena; contract of perigee__coll_run. */
 PERIGEE_MUST_CHECK int perigee__shm_run(perigee__arena *arena, const perigee__coll_call *call,

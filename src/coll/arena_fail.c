@@ -124,3 +124,26 @@ int perigee__arena_give_up(perigee__arena *a, perigee__arena_reason reason) {
     return give_up_late(a);
   return perigee__fate_error(a->fate, a->call->op, a->call->shown_seq, true, a->error);
 }
+
+void perigee__arena_break(perigee__arena *a) {
+  /* seq_cst, and a fence: nothing the caller does to its buffers from now on is seen before this. Pairs with the fence in
+   * perigee__shm_intact of who has read from them. */
+  atomic_store(&a->park->broken, 1);
+  atomic_thread_fence(memory_order_seq_cst);
+}
+
+int perigee__arena_give_up_broken(perigee__arena *a) {
+  if (news_came(a))
+    return perigee__fate_error(a->fate, a->call->op, a->call->shown_seq, true, a->error);
+  perigee__arena_error(a, PERIGEE_EABORTED, "another rank left the operation with an error");
+  return perigee__arena_fail_group(a);
+}
+
+int perigee__arena_unreadable(perigee__arena *a, int rank, int rc) {
+  if (news_came(a)) /* it died, or has left with an error of its own */
+    return perigee__fate_error(a->fate, a->call->op, a->call->shown_seq, true, a->error);
+  perigee__arena_error(a, PERIGEE_EPEERDEAD, "the memory of rank %d is gone: %s", rank,
+                       perigee_strerror(rc));
+  perigee__error_add_rank(a->error, rank);
+  return perigee__arena_fail_group(a);
+}

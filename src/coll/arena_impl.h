@@ -9,6 +9,7 @@
 
 #include "base/attr.h"
 #include "coll/arena.h"
+#include "coll/segments.h"
 
 /* BUFFERS: a power of two, so that epoch modulo BUFFERS has no seam where epochs wrap. INLINE: bytes of payload in a line. */
 enum {
@@ -23,6 +24,17 @@ typedef enum perigee__arena_mode {
   PERIGEE_ARENA_PARK = 2
 } perigee__arena_mode;
 
+/* PERIGEE_PATH: which path collectives take where they can; AUTO: by size. */
+typedef enum perigee__arena_path {
+  PERIGEE_ARENA_PATH_AUTO,
+  PERIGEE_ARENA_PATH_INLINE,    /* in the publish lines, else as AUTO without direct access */
+  PERIGEE_ARENA_PATH_ONESHOT,   /* one meeting while a buffer holds it */
+  PERIGEE_ARENA_PATH_TWOSHOT,   /* slices through the buffers */
+  PERIGEE_ARENA_PATH_CMA,       /* straight from the other's memory by system call */
+  PERIGEE_ARENA_PATH_SYMMETRIC, /* straight from and to tensors of perigee_group_alloc */
+  PERIGEE_ARENA_PATH_COUNT
+} perigee__arena_path;
+
 /* ---- in shared memory -------------------------------------------------------------------------- */
 
 typedef struct perigee__arena_header {
@@ -31,6 +43,8 @@ typedef struct perigee__arena_header {
   uint32_t n;
   uint32_t mode;
   uint32_t first_epoch; /* words start here; the first meeting takes the epoch after it */
+  uint32_t path;        /* perigee__arena_path */
+  uint32_t unused;
   uint64_t buffer_bytes;
 } perigee__arena_header;
 
@@ -39,30 +53,47 @@ typedef struct perigee__arena_line {
   uint32_t aux;
   uint64_t fp;
   unsigned char payload[PERIGEE_ARENA_INLINE];
-  uint64_t sizes[]; /* n sent, n received */
+  uint64_t sizes[]; /* n sent, n received; n addresses of blocks sent */
 } perigee__arena_line;
 
 typedef struct perigee__arena_park {
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t arrivals[PERIGEE_ARENA_BUFFERS];
   /* The release line. Written by the last to arrive at e, read before its reader arrives at e+1: one is enough. */
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t released; /* a word as in lines */
-  uint32_t same;   /* all fingerprints of the meeting are equal */
-  uint32_t source; /* rank whose buffer holds the combined result */
-  uint32_t unused;
+  uint32_t same;                               /* all fingerprints of the meeting are equal */
+  uint32_t source;                             /* rank whose buffer holds the combined result */
+  uint32_t aux_any, aux_all;                   /* or, and of the aux of all lines */
   unsigned char payload[PERIGEE_ARENA_INLINE]; /* combined result that fits */
+  /* Set by a rank that leaves a collective with an error, before its caller has its buffers back: what others have read from
+   * them since is worth nothing. Never reset; in every cache until then. */
+  alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t broken;
 } perigee__arena_park;
 
 typedef struct perigee__arena_status {
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t entered; /* relaxed: only shown in errors */
   _Atomic uint32_t closed; /* release when set, acquire in who waits */
+  /* for reading this rank's memory; written before the members agree (reach.h) */
+  int32_t pid;
+  uint64_t probe_at, probe; /* where a value is in this rank's memory, and which */
 } perigee__arena_status;
 
 /* ---- this rank's view --------------------------------------------------------------------------- */
+
+/** How the tensors of all ranks in a collective are reached: base is NULL when they are not in one symmetric segment. */
+typedef struct perigee__reach {
+  char *base; /* of rank 0's part */
+  size_t stride;
+} perigee__reach;
 
 /** Where things are, from n and the size of a buffer alone. */
 typedef struct perigee__arena_layout {
   size_t park, status, lines, line_stride, slots, total; /* bytes from the start */
 } perigee__arena_layout;
+
+/** In bytes. See perigee__arena_limits_for. */
+typedef struct perigee__arena_limits {
+  size_t one_shot_max, two_shot_chunk, copy_chunk, direct_min, pull_min, symmetric_min;
+} perigee__arena_limits;
 
 struct perigee__arena {
   /* immutable after create */
@@ -82,12 +113,26 @@ struct perigee__arena {
   size_t one_shot_max; /* reduced by everybody (SPIN) or by the last to arrive (PARK) up to here */
   size_t two_shot_chunk;
   size_t copy_chunk; /* broadcast, gather, scatter */
+  perigee__arena_path path;
+  size_t direct_min;    /* blocks from here on are read where they are, when they can be */
+  size_t pull_min;      /* and so are the inputs of reductions, by system call */
+  size_t symmetric_min; /* the same in symmetric memory */
+  /* reach.h */
+  bool cma;      /* every rank can read every other's memory */
+  int32_t *pids; /* n */
+  uint64_t probe;
+  perigee__segments *segments; /* symmetric memory; never NULL */
+  uint32_t last_segment;       /* id; the same on all ranks */
   /* of the call that runs; calls of one group come one at a time */
   const perigee__coll_call *call;
   perigee_error *error;
-  uint32_t epoch;    /* the last one this rank has arrived at */
-  bool crowded;      /* SPIN: a yield was what ended the last wait that took long */
-  const void **srcs; /* n, for reductions */
+  uint32_t epoch; /* the last one this rank has arrived at */
+  uint32_t aux;   /* for the line of the next meeting, which takes it */
+  uint32_t aux_any,
+      aux_all;            /* or, and of all ranks' in the last meeting that this rank waited for */
+  perigee__reach in, out; /* of the call; set by perigee__shm_reach */
+  bool crowded;           /* SPIN: a yield was what ended the last wait that took long */
+  const void **srcs;      /* n, for reductions */
 };
 
 perigee__arena_layout perigee__arena_layout_for(int n, size_t buffer_bytes);
@@ -96,6 +141,13 @@ size_t perigee__arena_buffer_bytes(int n);
 /** Write the header and the first epoch into zeroed memory of layout.total bytes. Before it is shared. */
 void perigee__arena_format(void *base, int n, perigee__arena_mode mode, size_t buffer_bytes,
                            uint32_t first_epoch);
+/** By its name in PERIGEE_PATH, AUTO when it is none of these. */
+perigee__arena_path perigee__arena_path_named(const char *name);
+/** Where one path ends and the next begins (arena_limits.c), before buffers bound it. */
+perigee__arena_limits perigee__arena_limits_for(bool spin, int n, perigee__arena_path path,
+                                                bool cma);
+/** For this arena as it is; again when cma has changed. */
+void perigee__arena_set_limits(perigee__arena *a);
 /** An arena over memory that was formatted by somebody and is visible to all ranks; the caller keeps the memory. mesh may be NULL. */
 PERIGEE_MUST_CHECK int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh,
                                                   perigee__fate *fate, perigee__arena **arena_p);
@@ -103,6 +155,10 @@ PERIGEE_MUST_CHECK int perigee__arena_create_over(void *base, size_t bytes, peri
 /** Whether all members say yes. All of them together; waits. Takes messages with sequence number 0, which no collective has. */
 PERIGEE_MUST_CHECK int perigee__arena_agree(perigee__mesh *mesh, perigee__fate *fate,
                                             int64_t deadline_ns, bool mine, bool *all_p);
+
+/** The same, and that all who say yes mean the same: mine is 0 for no. EMISMATCH, on all, when they do not. */
+PERIGEE_MUST_CHECK int perigee__arena_agree_on(perigee__mesh *mesh, perigee__fate *fate,
+                                               int64_t deadline_ns, uint64_t mine, bool *all_p);
 
 static inline perigee__arena_line *perigee__arena_line_at(const perigee__arena *a, int rank,
                                                           uint32_t epoch) {
@@ -146,6 +202,11 @@ typedef void (*perigee__arena_combine_fn)(perigee__arena *a, void *arg);
  */
 PERIGEE_MUST_CHECK int perigee__arena_meet(perigee__arena *a, perigee__arena_combine_fn combine,
                                            void *arg);
+/**
+ * Arrive at the next epoch without waiting for it: what the others read of this rank's memory they have read. Only as the last
+ * step of a collective whose meetings before it were waited for: the next one waits again, so that a rank is never two ahead.
+ */
+void perigee__arena_depart(perigee__arena *a);
 /** Mode PARK: all others have arrived at the next meeting, so this rank will combine. */
 bool perigee__arena_will_be_last(const perigee__arena *a);
 /** Whether a word has come to epoch. */
@@ -168,6 +229,12 @@ typedef enum perigee__arena_reason { /* why a wait ended without what it waited 
 perigee__arena_reason perigee__arena_look(const perigee__arena *a);
 /** The error for it in *a->error; fails the group. Returns the code. */
 int perigee__arena_give_up(perigee__arena *a, perigee__arena_reason reason);
+/** A rank has left the collective with an error: the error of this one. */
+int perigee__arena_give_up_broken(perigee__arena *a);
+/** Reading a rank's memory failed with this -errno: the error, after waiting a little for the cause. */
+int perigee__arena_unreadable(perigee__arena *a, int rank, int rc);
+/** Tell those who read this rank's buffers that they are going. */
+void perigee__arena_break(perigee__arena *a);
 /** EMISMATCH: names the first rank whose fingerprint differs from ours in the last meeting. 0 when none of those that have arrived. */
 int perigee__arena_mismatch(perigee__arena *a);
 /** Start *a->error: code, message, and what is known of the call. Add culprits, then perigee__arena_fail_group. */

@@ -97,6 +97,7 @@ static perigee__arena_reason word_spin(perigee__arena *a, _Atomic uint32_t *word
 
 static int meet_spin(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch) {
   uint64_t fp = mine->fp, differ = 0;
+  uint32_t any = mine->aux, all = any;
   word_publish(&mine->word, epoch);
   for (int r = 0; r < a->n; r++) {
     if (r == a->me)
@@ -112,7 +113,11 @@ static int meet_spin(perigee__arena *a, perigee__arena_line *mine, uint32_t epoc
       break;
     }
     differ |= line->fp ^ fp;
+    any |= line->aux;
+    all &= line->aux;
   }
+  a->aux_any = any;
+  a->aux_all = all;
   return PERIGEE_LIKELY(differ == 0) ? 0 : perigee__arena_mismatch(a);
 }
 
@@ -120,9 +125,16 @@ static int meet_spin(perigee__arena *a, perigee__arena_line *mine, uint32_t epoc
 static void release(perigee__arena *a, uint32_t epoch, perigee__arena_combine_fn combine,
                     void *arg) {
   uint64_t fp = a->call->fp, differ = 0;
-  for (int r = 0; r < a->n; r++)
-    differ |= perigee__arena_line_at(a, r, epoch)->fp ^ fp;
+  uint32_t any = 0, all = UINT32_MAX;
+  for (int r = 0; r < a->n; r++) {
+    const perigee__arena_line *line = perigee__arena_line_at(a, r, epoch);
+    differ |= line->fp ^ fp;
+    any |= line->aux;
+    all &= line->aux;
+  }
   a->park->same = differ == 0;
+  a->park->aux_any = any;
+  a->park->aux_all = all;
   if (combine != NULL && differ == 0)
     combine(a, arg);
   /* relaxed: the counter is used again at epoch + BUFFERS, by ranks that have passed this release */
@@ -144,32 +156,56 @@ static perigee__arena_reason park(const perigee__arena *a, uint32_t epoch) {
   return word_sleep(a, word, epoch);
 }
 
-static int meet_park(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch,
-                     perigee__arena_combine_fn combine, void *arg) {
+/* True when this rank was the last, and has let the others go. */
+static bool arrive_park(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch,
+                        perigee__arena_combine_fn combine, void *arg) {
   /* release: who names missing ranks and sees the epoch may read the fingerprint (perigee__arena_mismatch) */
   atomic_store_explicit(&mine->word, epoch << 1, memory_order_release);
   /* release: what this rank wrote goes to the last to arrive. acquire: the last sees what all the others wrote, because their increments form
    * one release sequence. */
   uint32_t before = atomic_fetch_add_explicit(&a->park->arrivals[epoch % PERIGEE_ARENA_BUFFERS], 1,
                                               memory_order_acq_rel);
-  if (before + 1 == (uint32_t)a->n) {
-    release(a, epoch, combine, arg);
-  } else {
+  if (before + 1 != (uint32_t)a->n)
+    return false;
+  release(a, epoch, combine, arg);
+  return true;
+}
+
+static int meet_park(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch,
+                     perigee__arena_combine_fn combine, void *arg) {
+  if (!arrive_park(a, mine, epoch, combine, arg)) {
     perigee__arena_reason reason = park(a, epoch);
     if (reason != PERIGEE_ARENA_GO_ON)
       return perigee__arena_give_up(a, reason);
   }
+  a->aux_any = a->park->aux_any;
+  a->aux_all = a->park->aux_all;
   return PERIGEE_LIKELY(a->park->same) ? 0 : perigee__arena_mismatch(a);
 }
 
-int perigee__arena_meet(perigee__arena *a, perigee__arena_combine_fn combine, void *arg) {
-  uint32_t epoch = perigee__arena_epoch_after(a->epoch);
-  perigee__arena_line *mine = perigee__arena_line_at(a, a->me, epoch);
+/* Own line of the next epoch, with what every line has; this rank is at it from now on. */
+static perigee__arena_line *step(perigee__arena *a) {
+  a->epoch = perigee__arena_epoch_after(a->epoch);
+  perigee__arena_line *mine = perigee__arena_line_at(a, a->me, a->epoch);
   mine->fp = a->call->fp;
-  a->epoch = epoch;
+  mine->aux = a->aux;
+  a->aux = 0;
+  return mine;
+}
+
+int perigee__arena_meet(perigee__arena *a, perigee__arena_combine_fn combine, void *arg) {
+  perigee__arena_line *mine = step(a);
   if (a->mode == PERIGEE_ARENA_SPIN)
-    return meet_spin(a, mine, epoch);
-  return meet_park(a, mine, epoch, combine, arg);
+    return meet_spin(a, mine, a->epoch);
+  return meet_park(a, mine, a->epoch, combine, arg);
+}
+
+void perigee__arena_depart(perigee__arena *a) {
+  perigee__arena_line *mine = step(a);
+  if (a->mode == PERIGEE_ARENA_SPIN)
+    word_publish(&mine->word, a->epoch);
+  else
+    (void)arrive_park(a, mine, a->epoch, NULL, NULL);
 }
 
 bool perigee__arena_will_be_last(const perigee__arena *a) {

@@ -8,7 +8,7 @@
  *             from the user's buffer. (n + 3) N bytes touched per rank, less 1/n of it.
  *   combined  PARK: only the last to arrive reduces, into its own buffer, and the others copy the result out: (5n + 1) N bytes in all, and
  *             one sleep per rank. Who sees that all others have arrived knows it will be last and does not stage.
- * Beyond that: shm_two_shot.c.
+ * Beyond that: shm_two_shot.c. Without buffers: shm_direct.c.
  * Numeric: ranks 0..n-1 in this order, by the same kernel on every path, so that a path never changes the bits.
  */
 #include "coll/shm_impl.h"
@@ -47,8 +47,10 @@ static void sources(perigee__arena *a) {
 
 static int allreduce_one_shot(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes) {
   const perigee__coll_call *call = a->call;
-  perigee__shm_copy(perigee__arena_next_slot(a, a->me), call->in, bytes);
-  PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
+  do {
+    perigee__shm_copy(perigee__arena_next_slot(a, a->me), call->in, bytes);
+    PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
+  } while (perigee__shm_again(a));
   sources(a);
   perigee__reduce_nary(plan, call->out, a->srcs, a->n, call->count);
   return 0;
@@ -65,9 +67,11 @@ static void combine_slots(perigee__arena *a, void *arg) {
 static int allreduce_combined(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes) {
   const perigee__coll_call *call = a->call;
   combination c = {.plan = plan, .count = call->count};
-  if (!perigee__arena_will_be_last(a))
-    perigee__shm_copy(perigee__arena_next_slot(a, a->me), call->in, bytes);
-  PERIGEE_TRY(perigee__arena_meet(a, combine_slots, &c));
+  do {
+    if (!perigee__arena_will_be_last(a))
+      perigee__shm_copy(perigee__arena_next_slot(a, a->me), call->in, bytes);
+    PERIGEE_TRY(perigee__arena_meet(a, combine_slots, &c));
+  } while (perigee__shm_again(a));
   perigee__shm_copy(call->out, perigee__arena_slot_of(a, (int)a->park->source, 0), bytes);
   return 0;
 }
@@ -78,6 +82,12 @@ int perigee__shm_allreduce(perigee__arena *a) {
   size_t bytes = a->call->count * plan.size;
   if (bytes <= PERIGEE_ARENA_INLINE)
     return allreduce_inline(a, &plan, bytes);
+  if (bytes >= a->pull_min || bytes >= a->symmetric_min) {
+    bool done;
+    PERIGEE_TRY(perigee__shm_reduce_direct(a, &plan, -1, bytes >= a->pull_min, &done));
+    if (done)
+      return 0;
+  }
   if (bytes > a->one_shot_max)
     return perigee__shm_two_shot(a, &plan, -1);
   if (a->mode == PERIGEE_ARENA_PARK)

@@ -1,9 +1,10 @@
 /*
  * Gather and allgather: every rank has one block, one rank or all want them all.
  *
- * Blocks of up to 48 bytes travel in the publish line. Larger ones are cut into chunks: a rank stages chunk k + 1 of its block while
+ * Blocks of up to 48 bytes travel in the publish line. From direct_min on the takers copy a block from where it is, and its sender waits until
+ * they have, in one more meeting. Others are cut into chunks: a rank stages chunk k + 1 of its block while
  * the takers copy chunk k of all blocks. As many meetings as the largest block has chunks. A block's own rank copies it directly.
- * Cost for blocks of M bytes: 2M touched by a sender, 2(n-1)M + 2M by a taker.
+ * Cost for blocks of M bytes: 2M touched by a sender (nothing when it lends), 2(n-1)M + 2M by a taker.
  */
 #include "coll/shm_impl.h"
 
@@ -24,19 +25,40 @@ static void stage(const gather *g, size_t k) {
 static void take(const gather *g, size_t k) {
   perigee__arena *a = g->a;
   size_t chunk = a->copy_chunk;
-  if (!g->takes)
-    return;
-  for (int i = 1; i < a->n; i++) {
+  for (int i = 1; i < a->n && g->takes; i++) {
     int r = (a->me + i) % a->n;
     const perigee__block *block = &a->call->out_blocks[r];
-    if (block->bytes <= PERIGEE_ARENA_INLINE) {
-      if (k == 0)
-        perigee__shm_copy(block->ptr, perigee__arena_line_of(a, r)->payload, block->bytes);
-      continue;
-    }
-    perigee__shm_copy((char *)block->ptr + k * chunk, perigee__arena_slot_of(a, r, 0),
-                      perigee__shm_piece(block->bytes, k * chunk, chunk));
+    if (block->bytes > PERIGEE_ARENA_INLINE)
+      perigee__shm_copy((char *)block->ptr + k * chunk, perigee__arena_slot_of(a, r, 0),
+                        perigee__shm_piece(block->bytes, k * chunk, chunk));
   }
+}
+
+/* After the first meeting: what came in lines. */
+static void take_lines(const gather *g) {
+  perigee__arena *a = g->a;
+  for (int r = 0; r < a->n && g->takes; r++) {
+    const perigee__block *block = &a->call->out_blocks[r];
+    if (r == a->me)
+      perigee__shm_copy(block->ptr, a->call->in, a->call->in_bytes);
+    else if (block->bytes <= PERIGEE_ARENA_INLINE)
+      perigee__shm_copy(block->ptr, perigee__arena_line_of(a, r)->payload, block->bytes);
+  }
+}
+
+/* Some lend; what the others have staged is one chunk, because direct_min is no more than that. */
+static int take_direct(const gather *g) {
+  perigee__arena *a = g->a;
+  for (int i = 1; i < a->n && g->takes; i++) {
+    int r = (a->me + i) % a->n;
+    const perigee__block *block = &a->call->out_blocks[r];
+    const perigee__shm_window *w = perigee__shm_window_of(a, r);
+    if (perigee__arena_line_of(a, r)->aux & PERIGEE_SHM_DIRECT)
+      PERIGEE_TRY(perigee__shm_read_in(a, w, r, block->ptr, w->in, block->bytes));
+    else if (block->bytes > PERIGEE_ARENA_INLINE)
+      perigee__shm_copy(block->ptr, perigee__arena_slot_of(a, r, 0), block->bytes);
+  }
+  return perigee__shm_end(a, g->sends);
 }
 
 int perigee__shm_gather(perigee__arena *a, int root) {
@@ -44,15 +66,24 @@ int perigee__shm_gather(perigee__arena *a, int root) {
   bool inlined = call->in_bytes <= PERIGEE_ARENA_INLINE;
   gather g = {.a = a, .sends = !inlined && a->me != root, .takes = root < 0 || a->me == root};
   size_t most;
-  perigee__shm_announce(a, inlined);
-  stage(&g, 0);
+  if (inlined)
+    perigee__shm_copy(perigee__arena_next_line(a)->payload, call->in, call->in_bytes);
+  perigee__shm_announce(a, inlined, call->in_bytes);
+  bool segment = !inlined && perigee__shm_open_window(a, call->in, call->in_bytes, NULL, 0);
+  if (g.sends && call->in_bytes >= a->direct_min && (a->cma || segment))
+    a->aux |= PERIGEE_SHM_DIRECT;
+  else
+    stage(&g, 0);
   PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
   PERIGEE_TRY(perigee__shm_check(a, &most));
-  if (g.takes)
-    perigee__shm_copy(call->out_blocks[a->me].ptr, call->in, call->in_bytes);
-  take(&g, 0);
+  take_lines(&g);
+  bool lent = (a->aux_any & PERIGEE_SHM_DIRECT) != 0;
+  if (lent && perigee__shm_reach(a))
+    return take_direct(&g);
+  if (!lent)
+    take(&g, 0);
   size_t chunks = perigee__shm_pieces(most, a->copy_chunk);
-  for (size_t k = 1; k < chunks; k++) {
+  for (size_t k = lent ? 0 : 1; k < chunks; k++) { /* lent in vain: the first chunk is staged now */
     stage(&g, k);
     PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
     take(&g, k);

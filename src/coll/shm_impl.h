@@ -28,25 +28,88 @@ PERIGEE_MUST_CHECK int perigee__shm_alltoall(perigee__arena *a);
 /** Large allreduce (root -1) and reduce. */
 PERIGEE_MUST_CHECK int perigee__shm_two_shot(perigee__arena *a, const perigee__reduce_plan *plan,
                                              int root);
+/**
+ * Allreduce (root -1) and reduce straight from the others' memory. pull: by system call unless all tensors are symmetric; otherwise only
+ * if they are, and when they turn out not to be *done_p is false and nothing has happened but one meeting. A rank that knows at once
+ * that its own are not does not even have that: its first meeting on the path it takes then is the same one, and
+ * perigee__shm_again tells it to repeat it.
+ */
+PERIGEE_MUST_CHECK int perigee__shm_reduce_direct(perigee__arena *a,
+                                                  const perigee__reduce_plan *plan, int root,
+                                                  bool pull, bool *done_p);
 /** The plan of the call; errors in *a->error, on all ranks alike, the group stays healthy. */
 PERIGEE_MUST_CHECK int perigee__shm_plan(perigee__arena *a, perigee__reduce_plan *plan);
 
 /* ---- sizes of blocks (shm_sizes.c) ------------------------------------------------------------- */
 
-enum {                     /* perigee__arena_line.aux */
-  PERIGEE_SHM_UNIFORM = 1, /* all that this rank sends, and all the room it has, is one size */
-  PERIGEE_SHM_INLINE = 2,  /* payload holds the data; else of a uniform rank it holds the size */
+enum {                         /* perigee__arena_line.aux */
+  PERIGEE_SHM_UNIFORM = 1,     /* all that this rank sends, and all the room it has, is one size */
+  PERIGEE_SHM_INLINE = 2,      /* payload holds the data; else a window */
+  PERIGEE_SHM_DIRECT = 4,      /* nothing is staged: the others read it where it is */
   PERIGEE_SHM_LENGTH_SHIFT = 8 /* bytes in payload */
 };
 
-/** Announce what this rank sends and has room for, in its next line. inlined: an allgather or gather block of at most
- *  PERIGEE_ARENA_INLINE bytes that goes into the line itself, which this does. */
-void perigee__shm_announce(perigee__arena *a, bool inlined);
+/** Announce what this rank sends and has room for, in its next line. inlined: the payload holds data already, blocks of `length` bytes. */
+void perigee__shm_announce(perigee__arena *a, bool inlined, size_t length);
+/** Put the blocks, one for each rank, into the next line and announce them; false when they do not fit or differ in size. */
+bool perigee__shm_inline_blocks(perigee__arena *a, const perigee__block *blocks);
+/** Bytes of the largest of the n blocks. */
+size_t perigee__shm_largest(const perigee__arena *a, const perigee__block *blocks);
 /**
  * After the first meeting: compare what every rank sends with the room it finds. *most_p: bytes of the largest block.
  * Errors: ETRUNC, ESHAPE, the same on all ranks, naming both; the group is failed.
  */
 PERIGEE_MUST_CHECK int perigee__shm_check(perigee__arena *a, size_t *most_p);
+
+/* ---- straight from the others' memory (shm_window.c) -------------------------------------------- */
+
+/**
+ * In the payload of a line: where a rank has what the others may read, and write when it is symmetric memory. Addresses are of the
+ * rank's process; offsets count from the start of its part of a segment.
+ */
+typedef struct perigee__shm_window {
+  uint64_t size; /* of a uniform rank */
+  uint64_t in, out;
+  uint64_t in_offset, out_offset;
+  uint32_t in_segment, out_segment; /* 0: ordinary memory */
+} perigee__shm_window;
+_Static_assert(sizeof(perigee__shm_window) <= PERIGEE_ARENA_INLINE, "a window travels in a line");
+
+/** Write a window into the next line, its size left as it is. NULL or 0 bytes: none. Whether `in` is in a segment. */
+bool perigee__shm_open_window(perigee__arena *a, const void *in, size_t in_bytes, const void *out,
+                              size_t out_bytes);
+/** The same for blocks, one for each rank: their addresses go into the line too. */
+bool perigee__shm_open_blocks(perigee__arena *a, const perigee__block *blocks);
+/** After the first meeting: set a->in and a->out. Whether what the others have opened can be read: alike on all ranks. */
+bool perigee__shm_reach(perigee__arena *a);
+/** Address of the block that a rank has for `to`. */
+uint64_t perigee__shm_block_of(const perigee__arena *a, int rank, int to);
+/** dst := bytes at `at`, an address inside a rank's in (out) window of the first meeting, `age` meetings ago. */
+PERIGEE_MUST_CHECK int perigee__shm_read_in(perigee__arena *a, const perigee__shm_window *w,
+                                            int rank, void *dst, uint64_t at, size_t bytes);
+PERIGEE_MUST_CHECK int perigee__shm_read_out(perigee__arena *a, const perigee__shm_window *w,
+                                             int rank, void *dst, uint64_t at, size_t bytes);
+/** After reading, before the end: whether everything was still there. The error if not. */
+PERIGEE_MUST_CHECK int perigee__shm_intact(perigee__arena *a);
+/** The last meeting of a collective that read directly. wait: this rank has lent memory. */
+PERIGEE_MUST_CHECK int perigee__shm_end(perigee__arena *a, bool wait);
+static inline const perigee__shm_window *perigee__shm_window_of(const perigee__arena *a, int rank) {
+  return (const perigee__shm_window *)(const void *)perigee__arena_line_of(a, rank)->payload;
+}
+/** Pointer into a rank's window, when it is in symmetric memory. */
+static inline char *perigee__shm_in_at(const perigee__arena *a, const perigee__shm_window *w,
+                                       int rank) {
+  return a->in.base + (size_t)rank * a->in.stride + w->in_offset;
+}
+static inline char *perigee__shm_out_at(const perigee__arena *a, const perigee__shm_window *w,
+                                        int rank) {
+  return a->out.base + (size_t)rank * a->out.stride + w->out_offset;
+}
+
+/** After the first meeting of a path that stages: some rank had hoped for symmetric memory and has staged nothing. */
+static inline bool perigee__shm_again(const perigee__arena *a) {
+  return (a->aux_any & PERIGEE_SHM_DIRECT) != 0;
+}
 
 /* ---- small things -------------------------------------------------------------------------------- */
 
@@ -65,7 +128,7 @@ static inline size_t perigee__shm_pieces(size_t bytes, size_t piece) {
   return bytes <= piece ? 1 : (bytes - 1) / piece + 1;
 }
 /** Part of a buffer for each of the n - 1 others, when one buffer serves all of them: a multiple of the widest element. */
-static inline size_t perigee__shm_part(const perigee__arena *a) {
+static inline size_t perigee__shm_share(const perigee__arena *a) {
   size_t part = a->n > 1 ? a->buffer_bytes / (size_t)(a->n - 1) : a->buffer_bytes;
   if (part > a->copy_chunk)
     part = a->copy_chunk;

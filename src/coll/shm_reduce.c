@@ -32,9 +32,11 @@ static int reduce_to_root(perigee__arena *a, const perigee__reduce_plan *plan, s
   for (size_t at = 0; at < bytes; at += chunk) {
     size_t now = perigee__shm_piece(bytes, at, chunk);
     const char *in = (const char *)call->in + at;
-    if (a->me != call->root)
-      perigee__shm_copy(perigee__arena_next_slot(a, a->me), in, now);
-    PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
+    do {
+      if (a->me != call->root)
+        perigee__shm_copy(perigee__arena_next_slot(a, a->me), in, now);
+      PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
+    } while (perigee__shm_again(a));
     if (a->me != call->root)
       continue;
     for (int r = 0; r < a->n; r++)
@@ -50,6 +52,12 @@ int perigee__shm_reduce(perigee__arena *a) {
   size_t bytes = a->call->count * plan.size;
   if (bytes <= PERIGEE_ARENA_INLINE)
     return reduce_inline(a, &plan, bytes);
+  bool pull = bytes >= a->pull_min && a->n <= ROOT_ALONE, done;
+  if (pull || bytes >= a->symmetric_min) {
+    PERIGEE_TRY(perigee__shm_reduce_direct(a, &plan, a->call->root, pull, &done));
+    if (done)
+      return 0;
+  }
   if (a->n <= ROOT_ALONE || bytes <= a->copy_chunk)
     return reduce_to_root(a, &plan, bytes);
   return perigee__shm_two_shot(a, &plan, a->call->root);

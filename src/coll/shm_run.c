@@ -42,7 +42,11 @@ int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_
   atomic_store_explicit(&a->status[a->me].entered, call->seq, memory_order_relaxed);
   a->call = call;
   a->error = error_p;
+  a->aux = 0;
   if (PERIGEE_UNLIKELY(perigee__fate_failed(a->fate)))
     return perigee__fate_error(a->fate, call->op, call->shown_seq, false, error_p);
-  return run(a, call);
+  int rc = run(a, call);
+  if (PERIGEE_UNLIKELY(rc < 0) && perigee__fate_failed(a->fate))
+    perigee__arena_break(a);
+  return rc;
 }

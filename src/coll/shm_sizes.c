@@ -67,17 +67,13 @@ static bool one_size(const perigee__arena *a, size_t *size_p) {
   return any;
 }
 
-void perigee__shm_announce(perigee__arena *a, bool inlined) {
-  const perigee__coll_call *call = a->call;
+void perigee__shm_announce(perigee__arena *a, bool inlined, size_t length) {
   perigee__arena_line *line = perigee__arena_next_line(a);
   size_t size = 0;
-  line->aux = 0;
-  if (inlined) {
-    perigee__shm_copy(line->payload, call->in, call->in_bytes);
-    line->aux = PERIGEE_SHM_INLINE | (uint32_t)call->in_bytes << PERIGEE_SHM_LENGTH_SHIFT;
-  }
+  if (inlined)
+    a->aux |= PERIGEE_SHM_INLINE | (uint32_t)length << PERIGEE_SHM_LENGTH_SHIFT;
   if (one_size(a, &size)) {
-    line->aux |= PERIGEE_SHM_UNIFORM;
+    a->aux |= PERIGEE_SHM_UNIFORM;
     if (!inlined)
       memcpy(line->payload, &(uint64_t){size}, sizeof(uint64_t));
     return;
@@ -86,6 +82,27 @@ void perigee__shm_announce(perigee__arena *a, bool inlined) {
     line->sizes[r] = own_send(a, r);
     line->sizes[a->n + r] = own_room(a, r);
   }
+}
+
+bool perigee__shm_inline_blocks(perigee__arena *a, const perigee__block *blocks) {
+  size_t bytes = blocks[0].bytes;
+  if (bytes > PERIGEE_ARENA_INLINE / (size_t)a->n)
+    return false;
+  for (int r = 1; r < a->n; r++)
+    if (blocks[r].bytes != bytes)
+      return false;
+  unsigned char *payload = perigee__arena_next_line(a)->payload;
+  for (int r = 0; r < a->n; r++)
+    perigee__shm_copy(payload + (size_t)r * bytes, blocks[r].ptr, bytes);
+  perigee__shm_announce(a, true, bytes);
+  return true;
+}
+
+size_t perigee__shm_largest(const perigee__arena *a, const perigee__block *blocks) {
+  size_t most = 0;
+  for (int r = 0; r < a->n; r++)
+    most = blocks[r].bytes > most ? blocks[r].bytes : most;
+  return most;
 }
 
 /* The size a uniform rank announced. */

@@ -21,6 +21,8 @@
 #include "base/clock.h"
 #include "coll/arena_impl.h"
 #include "coll/fingerprint.h"
+#include "coll/reach.h"
+#include "transport/memfd.h"
 
 enum {
   RANKS_MAX = 8,
@@ -41,6 +43,8 @@ typedef struct member {
   pthread_t thread;
   bool running;
   void *arg;
+  perigee__segment *segment; /* symmetric memory for the buffers of calls; NULL: the heap */
+  size_t used;               /* bytes of it */
 } member;
 
 typedef void (*rank_fn)(member *m);
@@ -86,8 +90,35 @@ static inline world *world_open(int n, perigee__arena_mode mode, uint32_t first_
   return w;
 }
 
+/* Take this path from now on; with what reading directly needs, when it does. Before the ranks start. */
+static inline void world_path(world *w, perigee__arena_path path) {
+  for (int r = 0; r < w->n; r++)
+    perigee__reach_introduce(w->member[r].arena);
+  for (int r = 0; r < w->n; r++) {
+    perigee__arena *a = w->member[r].arena;
+    a->path = path;
+    a->cma = path == PERIGEE_ARENA_PATH_CMA && perigee__reach_probe(a);
+    assert_int_equal(a->cma, path == PERIGEE_ARENA_PATH_CMA);
+    perigee__arena_set_limits(a);
+  }
+}
+
+/* Symmetric memory of that many bytes for every rank. */
+static inline void world_symmetric(world *w, size_t bytes) {
+  size_t stride, total = perigee__segment_total(w->n, bytes, &stride);
+  int fd;
+  assert_int_equal(perigee__memfd_create("test", total, &fd), 0);
+  for (int r = 0; r < w->n; r++)
+    assert_int_equal(perigee__segment_create(w->member[r].arena->segments, fd, r, w->n, bytes, 1,
+                                             &w->member[r].segment),
+                     0);
+  close(fd);
+}
+
 static inline void world_close(world *w) {
   for (int r = 0; r < w->n; r++) {
+    if (w->member[r].segment != NULL)
+      perigee__segment_drop(w->member[r].segment);
     perigee__arena_destroy(&w->member[r].arena);
     perigee__fate_fini(&w->member[r].fate);
   }

@@ -100,6 +100,10 @@ int perigee__shm_two_shot(perigee__arena *a, const perigee__reduce_plan *plan, i
   stage(&t, 0);
   for (size_t k = 0; k < t.nchunks; k++) {
     PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
+    if (k == 0 && perigee__shm_again(a)) {
+      stage(&t, 0);
+      PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
+    }
     reduce(&t, k);
     if (k > 0)
       take(&t, k - 1, 1);

@@ -77,6 +77,34 @@ static void with_sizes(rank_fn fn) {
     }
 }
 
+/* What each forced path does, and what it falls back to, on the lengths that matter. */
+static void path_values(member *m) {
+  size_t n = (size_t)m->n, lengths[] = {0, 1, n + 1, 12, 1000, LONG / 4};
+  for (size_t l = 0; l < PERIGEE_COUNT(lengths); l++)
+    for (size_t f = 0; f < PERIGEE_COUNT(flavours); f++)
+      if (f == 0 || lengths[l] == n + 1)
+        try_flavour(m, &flavours[f], lengths[l]);
+  uneven_values(m);
+}
+
+static void with_paths(rank_fn fn) {
+  for (int n = 2; n <= 4; n++)
+    for (int mode = PERIGEE_ARENA_SPIN; mode <= PERIGEE_ARENA_PARK; mode++)
+      for (int path = PERIGEE_ARENA_PATH_AUTO; path < PERIGEE_ARENA_PATH_COUNT; path++) {
+        world *w = world_open(n, (perigee__arena_mode)mode, 0);
+        world_path(w, (perigee__arena_path)path);
+        if (path == PERIGEE_ARENA_PATH_SYMMETRIC || path == PERIGEE_ARENA_PATH_AUTO)
+          world_symmetric(w, (size_t)64 << 20);
+        ranks_run(w, fn);
+        world_close(w);
+      }
+}
+
+static void test_paths(void **state) {
+  (void)state;
+  with_paths(path_values);
+}
+
 static void test_values(void **state) {
   (void)state;
   with_sizes(all_values);
@@ -119,6 +147,7 @@ static void rank_order(member *m) {
 static void test_rank_order(void **state) {
   (void)state;
   with_sizes(rank_order);
+  with_paths(rank_order);
 }
 
 /* An operation that is not defined for the dtype is refused on every rank, and the group goes on. */
@@ -144,9 +173,8 @@ static void test_undefined(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_values),
-      cmocka_unit_test(test_uneven),
-      cmocka_unit_test(test_rank_order),
+      cmocka_unit_test(test_values),    cmocka_unit_test(test_uneven),
+      cmocka_unit_test(test_paths),     cmocka_unit_test(test_rank_order),
       cmocka_unit_test(test_undefined),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
