@@ -159,6 +159,19 @@ PERIGEE_API PERIGEE_MUST_CHECK int
 perigee_group_reconfigure(perigee_group *group, const perigee_reconfigure_options *opts,
                           perigee_group **group_p);
 
+/**
+ * A contiguous tensor of zeros in memory that all ranks of the group on this host share: collectives whose tensors on all ranks are views
+ * of one such tensor, at whatever offset, work straight in it instead of copying through buffers. Otherwise a tensor like any other.
+ * Collective: every rank calls it with the same dtype and shape, in the same order as its other collectives. Waits for all ranks.
+ * Memory:  on a group of one rank, over TCP, on a bottom other than native, or where shared memory is refused: ordinary memory. Not
+ *          there in a forked child. After a failure of the group other ranks may still write to it until they have heard of it.
+ * Owns:    *tensor_p: returned owned; it may outlive the group. Its memory goes here with the last view, elsewhere with theirs.
+ * Errors:  as perigee_tensor_create; EMISMATCH (ranks differ), ETIMEDOUT, EPEERDEAD ... fail the group.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_alloc(perigee_group *group, perigee_dtype dtype,
+                                                       int ndim, const int64_t *shape,
+                                                       perigee_tensor **tensor_p);
+
 /** Fail the group on every rank: pending and later operations end with EABORTED and this reason. Never waits. */
 PERIGEE_API int perigee_group_abort(perigee_group *group, const char *reason);
 /** 0 while healthy; else the code, and the first cause in *error_p (may be NULL). */

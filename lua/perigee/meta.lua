@@ -696,6 +696,14 @@ function Group:split(color, key, opts) end
 ---@return perigee.Group?
 function Group:subgroup(ranks, opts) end
 
+---Collective: a tensor of zeros in memory that all ranks of the group share. When the tensors of all ranks in a
+---collective are views of one of these, they are worked on in place instead of being copied through buffers. Every
+---rank calls it with the same arguments. Over TCP, or where memory cannot be shared, a tensor like any other.
+---@param dtype perigee.Dtype
+---@param ... integer|integer[] # shape
+---@return perigee.Tensor
+function Group:alloc(dtype, ...) end
+
 ---Leave the group: what is pending ends with ECLOSED. Idempotent; also done by `local world <close>`.
 function Group:close() end
 

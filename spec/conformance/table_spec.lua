@@ -34,4 +34,18 @@ describe("conformance table", function()
       assert.equal("tcp", used)
     end)
   end
+
+  for _, path in ipairs { "inline", "oneshot", "twoshot", "cma", "symmetric", "tcp" } do
+    it("holds with PERIGEE_PATH=" .. path, function()
+      local run = support.bash(([[
+        export PERIGEE_PATH=%s PERIGEE_TIMEOUT=50
+        timeout -k 2 170 $P run -n 3 --timeout 160 %s/spec/conformance/table.lua
+      ]]):format(path, root), nil, 180)
+      assert.equal(0, run.code, run.out .. run.err)
+      local cells, used = run.out:match "(%d+) cells passed %((%a+)"
+      assert.is_truthy(cells, run.out)
+      assert.is_true(tonumber(cells) > 1000)
+      assert.equal(path == "tcp" and "tcp" or "shm", used)
+    end)
+  end
 end)

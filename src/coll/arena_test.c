@@ -1,6 +1,11 @@
 /* Arenas made by all members of a group through their meshes: they agree on having one, and fail together. */
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
+#include <stddef.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 #include "coll/shm_testing_ops.h"
 
@@ -86,6 +91,55 @@ static void test_create(void **state) {
     party_close(&p);
   }
   unsetenv("PERIGEE_WAIT");
+}
+
+/* Reading each other's memory is refused by a filter, as in a container: nobody does, and everything works. The
+ * filter cannot be taken off, so a child has it. */
+static void expect_no_cma(member *m) {
+  RANK_CHECK(m, !m->arena->cma, "it was readable");
+  some_of_everything(m);
+}
+
+static int filtered(void) {
+  static party p;
+  struct sock_filter code[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_process_vm_readv, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  struct sock_fprog program = {.len = PERIGEE_COUNT(code), .filter = code};
+  int bad = 0;
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+      prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+    return 77; /* no filters here */
+  alarm(2 * PATIENCE_S);
+  party_run(&p, 3, expect_no_cma);
+  for (int r = 0; r < 3; r++)
+    bad += p.w.member[r].failures != 0 || p.created[r] != 0;
+  party_close(&p);
+  return bad;
+}
+
+static void test_unreadable(void **state) {
+  (void)state;
+  static party p;
+  party_run(&p, 2, NULL); /* without a filter it can be done */
+  bool readable = p.w.member[0].arena->cma;
+  party_close(&p);
+  int status = -1;
+  fflush(NULL);
+  pid_t pid = fork();
+  assert_true(pid >= 0);
+  if (pid == 0)
+    _exit(filtered());
+  assert_int_equal(waitpid(pid, &status, 0), pid);
+  assert_true(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 77)
+    print_message("seccomp filters are refused here; memory is %sreadable\n",
+                  readable ? "" : "not ");
+  else
+    assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 /* A group of one needs no mesh. */
@@ -255,13 +309,10 @@ static void test_mismatch(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_create),
-      cmocka_unit_test(test_alone),
-      cmocka_unit_test(test_memory),
-      cmocka_unit_test(test_header),
-      cmocka_unit_test(test_refused),
-      cmocka_unit_test(test_agree),
-      cmocka_unit_test(test_timeout_reaches_all),
+      cmocka_unit_test(test_create),   cmocka_unit_test(test_unreadable),
+      cmocka_unit_test(test_alone),    cmocka_unit_test(test_memory),
+      cmocka_unit_test(test_header),   cmocka_unit_test(test_refused),
+      cmocka_unit_test(test_agree),    cmocka_unit_test(test_timeout_reaches_all),
       cmocka_unit_test(test_mismatch),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/env.h"
 #include "base/log.h"
 #include "coll/arena.h"
 #include "coll/net.h"
@@ -31,7 +32,9 @@ static int open_engine(perigee__coll *coll, int64_t deadline_ns) {
     int rc = perigee__arena_create(coll->mesh, coll->fate, deadline_ns, &coll->arena);
     if (rc != PERIGEE_ENOSHM)
       return rc;
-    perigee__log(PERIGEE_LOG_WARN, "group %s: %s: using messages instead", coll->fate->name,
+    bool wanted = strcmp(perigee__env("PERIGEE_PATH"), "tcp") == 0;
+    perigee__log(wanted ? PERIGEE_LOG_INFO : PERIGEE_LOG_WARN,
+                 "group %s: %s: using messages instead", coll->fate->name,
                  perigee__last_error()->message);
   }
   return perigee__net_agree(coll->mesh, coll->fate, deadline_ns);
@@ -64,6 +67,13 @@ void perigee__coll_destroy(perigee__coll **coll_p) {
   perigee__arena_destroy(&coll->arena);
   free(coll);
   *coll_p = NULL;
+}
+
+int perigee__coll_alloc(perigee__coll *coll, size_t bytes, uint64_t what, int64_t deadline_ns,
+                        perigee__segment **segment_p, void **data_p) {
+  if (coll->arena == NULL)
+    return perigee__fail(PERIGEE_ENOSHM, "the ranks share no memory");
+  return perigee__arena_alloc(coll->arena, bytes, what, deadline_ns, segment_p, data_p);
 }
 
 const char *perigee__coll_transport(const perigee__coll *coll) {

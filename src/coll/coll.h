@@ -17,6 +17,7 @@
 #include <perigee/op.h>
 
 #include "base/error.h"
+#include "coll/segments.h"
 #include "transport/mesh.h"
 
 typedef enum perigee__coll_kind {
@@ -74,6 +75,10 @@ PERIGEE_MUST_CHECK int perigee__coll_create(const perigee__coll_params *params,
                                             perigee__coll **coll_p);
 /** No call may be running. Does not wait for peers. */
 void perigee__coll_destroy(perigee__coll **coll_p);
+/** perigee__arena_alloc; ENOSHM over the mesh or alone. Needs what a call needs: no other may be running. */
+PERIGEE_MUST_CHECK int perigee__coll_alloc(perigee__coll *coll, size_t bytes, uint64_t what,
+                                           int64_t deadline_ns, perigee__segment **segment_p,
+                                           void **data_p);
 /** "shm", "tcp", "self". */
 const char *perigee__coll_transport(const perigee__coll *coll);
 

@@ -46,9 +46,11 @@ bool perigee__reach_probe(perigee__arena *a) {
     int rc = perigee__reach_read(peer->pid, &value, peer->probe_at, sizeof(value));
     if (rc == 0 && value == peer->probe)
       continue;
-    perigee__log(PERIGEE_LOG_INFO,
-                 "group %s: the memory of rank %d cannot be read directly (%s): using buffers",
-                 a->fate->name, r, rc < 0 ? perigee_strerror(rc) : "it is not who it seems");
+    static _Atomic bool said; /* relaxed: once is enough, twice does no harm */
+    if (!atomic_exchange_explicit(&said, true, memory_order_relaxed))
+      perigee__log(PERIGEE_LOG_INFO,
+                   "group %s: the memory of rank %d cannot be read directly (%s): using buffers",
+                   a->fate->name, r, rc < 0 ? perigee_strerror(rc) : "it is not who it seems");
     return false;
   }
   return true;

@@ -16,11 +16,16 @@
 #include <perigee/backend.h>
 
 #include "transport/fate.h"
+#include "coll/segments.h"
 
 extern const perigee_backend_ops_v1 perigee__native_ops;
 
 /** "shm", "tcp" or "self". */
 const char *perigee__native_transport(const void *self);
+/** perigee__coll_alloc between the group's collectives: what is queued before runs first. EDEADLK in a reduce function. */
+PERIGEE_MUST_CHECK int perigee__native_alloc(void *self, size_t bytes, uint64_t what,
+                                             int64_t deadline_ns, perigee__segment **segment_p,
+                                             void **data_p);
 /** 0, or the code of the first cause, which goes to *error_p (may be NULL). */
 int perigee__native_failed(void *self, perigee_error *error_p);
 /** Whether every work made so far has ended. */

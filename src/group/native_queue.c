@@ -330,6 +330,44 @@ int perigee__native_submit_coll(perigee__native *native, const perigee_request *
   return 0;
 }
 
+/* Sleep until somebody may have given the right to run back. */
+static void await_turn(perigee__native *native) {
+  atomic_fetch_add(&native->sleepers, 1);
+  uint32_t seen = atomic_load(&native->turn);
+  if (atomic_load(&native->busy) & 1)
+    perigee__futex_wait(&native->turn, seen, perigee__deadline_in(100 * PERIGEE_NS_PER_MS), false);
+  atomic_fetch_sub(&native->sleepers, 1);
+}
+
+int perigee__native_alloc(void *self, size_t bytes, uint64_t what, int64_t deadline_ns,
+                          perigee__segment **segment_p, void **data_p) {
+  perigee__native *native = self;
+  perigee_error error;
+  if (running == native)
+    return perigee__fail(PERIGEE_EDEADLK,
+                         "a call on the group whose collective this thread is running");
+  while (!take_run(native)) {
+    if (perigee__passed(deadline_ns))
+      return perigee__fail(PERIGEE_ETIMEDOUT, "timed out behind operations of the group");
+    await_turn(native);
+  }
+  run_queue(native, NULL);
+  int rc = perigee__fate_failed(&native->fate)
+               ? PERIGEE_EABORTED
+               : perigee__coll_alloc(native->coll, bytes, what, deadline_ns, segment_p, data_p);
+  give_run(native);
+  if (rc == 0 || rc == PERIGEE_ENOSHM)
+    return rc;
+  if (perigee__fate_failed(&native->fate)) {
+    perigee__fate_error(&native->fate, -1, 0, true, &error);
+  } else { /* the ranks are not in step any more */
+    error = *perigee__last_error();
+    perigee__native_sign(native, -1, 0, &error);
+    perigee__native_fail(native, &error);
+  }
+  return perigee__fail_with(&error);
+}
+
 void perigee__native_nudge(perigee__native *native) {
   wake_turn(native);
   wake_progress(native, true);
@@ -344,14 +382,8 @@ void perigee__native_drain(perigee__native *native) {
   if (started)
     pthread_join(native->progress, NULL);
   /* The fate has failed, so whoever runs comes back soon; nothing is queued any more after stopping. */
-  while (!take_run(native)) {
-    atomic_fetch_add(&native->sleepers, 1);
-    uint32_t seen = atomic_load(&native->turn);
-    if (atomic_load(&native->busy) & 1)
-      perigee__futex_wait(&native->turn, seen, perigee__deadline_in(100 * PERIGEE_NS_PER_MS),
-                          false);
-    atomic_fetch_sub(&native->sleepers, 1);
-  }
+  while (!take_run(native))
+    await_turn(native);
   run_queue(native, NULL); /* each ends at once with the fate's error */
   give_run(native);
 }

@@ -434,6 +434,7 @@ void perigee__lgroup_open(lua_State *L) {
   static const luaL_Reg meta[] = {
       {"__gc", l_gc}, {"__close", l_close}, {"__tostring", l_tostring}, {NULL, NULL}};
   static const luaL_Reg methods[] = {
+      {"alloc", perigee__lgroup_alloc},
       {"close", l_close},
       {"is_closed", l_is_closed},
       {"split", l_split},

@@ -25,8 +25,8 @@ typedef struct block {
 /* ---- shapes ------------------------------------------------------------------------------------- */
 
 /* Checks dtype and shape and returns the number of elements and bytes. */
-static int check_shape(perigee_dtype dtype, int ndim, const int64_t *shape, int64_t *numel_p,
-                       size_t *nbytes_p) {
+int perigee__tensor_check_shape(perigee_dtype dtype, int ndim, const int64_t *shape,
+                                int64_t *numel_p, size_t *nbytes_p) {
   if (!perigee__dtype_valid((int)dtype))
     return perigee__fail(PERIGEE_EDTYPE, "dtype %d is not one", (int)dtype);
   if (ndim < 0 || ndim > PERIGEE_MAX_DIMS)
@@ -118,7 +118,7 @@ static int create(perigee_dtype dtype, int ndim, const int64_t *shape, bool zero
                   perigee_tensor **tensor_p) {
   int64_t numel;
   size_t nbytes;
-  PERIGEE_TRY(check_shape(dtype, ndim, shape, &numel, &nbytes));
+  PERIGEE_TRY(perigee__tensor_check_shape(dtype, ndim, shape, &numel, &nbytes));
   bool lazy = zero && nbytes >= CALLOC_FROM;
   block *b = block_new(nbytes + DATA_ALIGN - 1, lazy);
   if (b == NULL)
@@ -159,7 +159,7 @@ int perigee_tensor_wrap(perigee_dtype dtype, int ndim, const int64_t *shape, voi
                         void (*release)(void *arg), void *arg, perigee_tensor **tensor_p) {
   int64_t numel;
   size_t nbytes;
-  PERIGEE_TRY(check_shape(dtype, ndim, shape, &numel, &nbytes));
+  PERIGEE_TRY(perigee__tensor_check_shape(dtype, ndim, shape, &numel, &nbytes));
   if (data == NULL && nbytes > 0)
     return perigee__fail(PERIGEE_EINVAL, "data is NULL for %zu bytes", nbytes);
   if ((uintptr_t)data % perigee__dtype_align(dtype) != 0)
@@ -331,7 +331,8 @@ int perigee_tensor_view(const perigee_tensor *tensor, int ndim, const int64_t *s
                          perigee_tensor_describe(tensor, text, sizeof(text)));
   if (ndim >= 0 && ndim <= PERIGEE_MAX_DIMS && shape != NULL)
     PERIGEE_TRY(infer_shape(tensor, ndim, shape, full));
-  PERIGEE_TRY(check_shape(tensor->dtype, ndim, shape != NULL ? full : NULL, &numel, &nbytes));
+  PERIGEE_TRY(perigee__tensor_check_shape(tensor->dtype, ndim, shape != NULL ? full : NULL, &numel,
+                                          &nbytes));
   if (numel != tensor->numel)
     return perigee__fail(PERIGEE_ESHAPE, "view: %" PRId64 " elements asked of %s", numel,
                          perigee_tensor_describe(tensor, text, sizeof(text)));

@@ -48,6 +48,10 @@ struct perigee_tensor {
  */
 void perigee__tensor_borrow(perigee_tensor *tensor, perigee_dtype dtype, int64_t numel, void *data);
 
+/** Elements and bytes of a shape that may be one: EDTYPE, EINVAL, ELIMIT as perigee_tensor_create. */
+PERIGEE_MUST_CHECK int perigee__tensor_check_shape(perigee_dtype dtype, int ndim,
+                                                   const int64_t *shape, int64_t *numel_p,
+                                                   size_t *nbytes_p);
 /** As perigee_tensor_create, but the elements have any value. */
 PERIGEE_MUST_CHECK int perigee__tensor_create_raw(perigee_dtype dtype, int ndim,
                                                   const int64_t *shape, perigee_tensor **tensor_p);
