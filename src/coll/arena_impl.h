@@ -10,6 +10,7 @@
 #include "base/attr.h"
 #include "coll/arena.h"
 #include "coll/segments.h"
+#include "transport/vm.h"
 
 /* BUFFERS: a power of two, so that epoch modulo BUFFERS has no seam where epochs wrap. INLINE: bytes of payload in a line. */
 enum {
@@ -72,9 +73,7 @@ typedef struct perigee__arena_park {
 typedef struct perigee__arena_status {
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t entered; /* relaxed: only shown in errors */
   _Atomic uint32_t closed; /* release when set, acquire in who waits */
-  /* for reading this rank's memory; written before the members agree (reach.h) */
-  int32_t pid;
-  uint64_t probe_at, probe; /* where a value is in this rank's memory, and which */
+  perigee__vm_face face;   /* for reading this rank's memory; written before the members agree */
 } perigee__arena_status;
 
 /* ---- this rank's view --------------------------------------------------------------------------- */

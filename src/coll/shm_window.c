@@ -2,7 +2,7 @@
  * Windows: reading the others' buffers where they are, and in symmetric memory writing to them.
  *
  * A rank says in its line of the first meeting where its buffers are. Who reads copies straight from there: by memcpy when
- * the buffers of all ranks are in one symmetric segment, else by system call (reach.h). What is lent must stay as it is until all
+ * the buffers of all ranks are in one symmetric segment, else by system call (transport/vm.h). What is lent must stay as it is until all
  * have read: a collective that lends ends with one more meeting, for which the lenders wait.
  *
  * A lender that fails (deadline, abort) gives its buffers back to its caller while others may still read. It marks the arena as
@@ -12,7 +12,6 @@
  * Symmetric memory stays mapped here whatever the others do; a rank that writes into another's may do so until it hears of
  * a failure itself.
  */
-#include "coll/reach.h"
 #include "coll/shm_impl.h"
 
 bool perigee__shm_open_window(perigee__arena *a, const void *in, size_t in_bytes, const void *out,
@@ -90,7 +89,7 @@ uint64_t perigee__shm_block_of(const perigee__arena *a, int rank, int to) {
 }
 
 static int read_by_call(perigee__arena *a, int rank, void *dst, uint64_t at, size_t bytes) {
-  int rc = perigee__reach_read(a->pids[rank], dst, at, bytes);
+  int rc = perigee__vm_read(a->pids[rank], dst, at, bytes);
   if (PERIGEE_LIKELY(rc == 0))
     return 0;
   return perigee__arena_unreadable(a, rank, rc);

@@ -24,6 +24,7 @@ void perigee__channel_init(perigee__channel *chan) {
   perigee__list_init(&chan->out);
   perigee__list_init(&chan->rts_sent);
   perigee__list_init(&chan->cts_sent);
+  perigee__list_init(&chan->pulls);
   chan->credit = PERIGEE_CREDIT;
 }
 
@@ -87,7 +88,7 @@ static bool fits(perigee__mesh *mesh, perigee__xfer *xfer, int peer, uint64_t fp
 }
 
 /* xfer: NULL when nobody waits for the data: it is swallowed, so that the sender's call ends as that of a small message does. */
-static void clear_to_send(perigee__peer *peer, perigee__xfer *xfer, uint64_t id) {
+void perigee__channel_clear_to_send(perigee__peer *peer, perigee__xfer *xfer, uint64_t id) {
   const perigee__frame frame = {.type = PERIGEE_FRAME_CTS, .id = id};
   if (xfer != NULL) {
     xfer->id = id;
@@ -97,10 +98,15 @@ static void clear_to_send(perigee__peer *peer, perigee__xfer *xfer, uint64_t id)
   perigee__channel_queue(peer, &frame, NULL, 0, NULL, NULL);
 }
 
+static void answer_rts(perigee__peer *peer, perigee__xfer *xfer, uint64_t id, uint64_t at) {
+  if (xfer == NULL || !perigee__pull_begin(peer, xfer, id, at))
+    perigee__channel_clear_to_send(peer, xfer, id);
+}
+
 void perigee__channel_take_early(perigee__mesh *mesh, perigee__early *early, perigee__xfer *xfer) {
   bool wanted = fits(mesh, xfer, early->peer, early->fp, early->length);
   if (early->is_rts) {
-    clear_to_send(&mesh->peers[early->peer], wanted ? xfer : NULL, early->id);
+    answer_rts(&mesh->peers[early->peer], wanted ? xfer : NULL, early->id, early->at);
     perigee__channel_free_early(mesh, early);
   } else if (!wanted) {
     perigee__channel_free_early(mesh, early);
@@ -139,6 +145,7 @@ static perigee__early *keep(perigee__peer *peer, const perigee__frame *f) {
   early->length = f->length;
   early->is_rts = f->type == PERIGEE_FRAME_RTS;
   early->id = f->id;
+  early->at = f->at;
   if (!early->is_rts)
     peer->chan.early_bytes += f->length + PERIGEE_FRAME_SIZE;
   perigee__match_keep(&peer->mesh->match, early);
@@ -179,7 +186,7 @@ static int rts_came(perigee__peer *peer, const perigee__frame *f) {
   perigee__xfer *xfer = perigee__match_arrived(&peer->mesh->match, peer->rank, &key);
   if (xfer != NULL) {
     bool wanted = fits(peer->mesh, xfer, peer->rank, f->fp, f->length);
-    clear_to_send(peer, wanted ? xfer : NULL, f->id);
+    answer_rts(peer, wanted ? xfer : NULL, f->id, f->at);
     return 0;
   }
   if (perigee__group_is_past(peer->mesh, f->group)) {
@@ -222,8 +229,17 @@ static void data_came(perigee__peer *peer, const perigee__frame *f) {
   chan->room = xfer->size;
 }
 
+static void pulled_came(perigee__peer *peer, const perigee__frame *f) {
+  perigee__xfer *xfer = take_by_id(&peer->chan.rts_sent, f->id);
+  if (xfer != NULL) /* else taken back meanwhile */
+    perigee__xfer_end(peer->mesh, xfer, 0);
+}
+
 static void cancel_came(perigee__peer *peer, const perigee__frame *f) {
+  peer->chan.canceled++;
   perigee__xfer *xfer = take_by_id(&peer->chan.cts_sent, f->id);
+  if (xfer == NULL && (xfer = take_by_id(&peer->chan.pulls, f->id)) != NULL)
+    peer->mesh->n_pulls--;
   if (xfer != NULL) {
     perigee__xfer_end(peer->mesh, xfer, PERIGEE_ECANCELED);
     return;
@@ -263,6 +279,9 @@ static int frame_begins(perigee__peer *peer) {
     break;
   case PERIGEE_FRAME_RTS_CANCELED:
     cancel_came(peer, f);
+    break;
+  case PERIGEE_FRAME_PULLED:
+    pulled_came(peer, f);
     break;
   case PERIGEE_FRAME_ABORT:
     chan->dest = chan->abort_record;

@@ -209,7 +209,10 @@ void perigee__channel_send(perigee__peer *peer, perigee__xfer *xfer) {
                           .fp = xfer->fp,
                           .length = xfer->size};
   uint64_t cost = xfer->size + PERIGEE_FRAME_SIZE;
-  if (xfer->size <= PERIGEE_EAGER_MAX && chan->credit >= cost) {
+  bool ring = peer->ring.base != NULL && chan->stream == &peer->ring.stream;
+  /* That we can read the peer is taken for a sign that it can read us. */
+  bool pull = ring && xfer->size >= PERIGEE_PULL_MIN && perigee__ring_readable(&peer->ring);
+  if (xfer->size <= PERIGEE_EAGER_MAX && chan->credit >= cost && !pull) {
     chan->credit -= cost;
     frame.type = PERIGEE_FRAME_EAGER;
     perigee__channel_queue(peer, &frame, xfer->buf, xfer->size, xfer, NULL);
@@ -217,6 +220,7 @@ void perigee__channel_send(perigee__peer *peer, perigee__xfer *xfer) {
   }
   frame.type = PERIGEE_FRAME_RTS;
   frame.id = xfer->id = ++chan->next_id;
+  frame.at = ring ? (uint64_t)(uintptr_t)xfer->buf : 0;
   perigee__channel_queue(peer, &frame, NULL, 0, xfer, NULL);
 }
 
@@ -262,10 +266,18 @@ void perigee__channel_forget(perigee__peer *peer, perigee__xfer *xfer) {
   const perigee__frame canceled = {.type = PERIGEE_FRAME_RTS_CANCELED, .id = xfer->id};
   switch (xfer->phase) {
   case PERIGEE_XFER_QUEUED:
-    if (forget_out(peer, xfer))
+    if (forget_out(peer, xfer)) {
+      perigee__pull_revoke(peer);
       perigee__channel_queue(peer, &canceled, NULL, 0, NULL, NULL);
+    }
+    break;
+  case PERIGEE_XFER_PULLING:
+    perigee__pull_forget(peer, xfer);
+    perigee__pull_tell(
+        peer, xfer->id); /* its sender's call ends as that of data that is swallowed does */
     break;
   case PERIGEE_XFER_RTS_SENT:
+    perigee__pull_revoke(peer);
     perigee__list_remove(&xfer->node);
     perigee__channel_queue(peer, &canceled, NULL, 0, NULL, NULL);
     break;

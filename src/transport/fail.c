@@ -141,6 +141,7 @@ static void end_xfers(const end_those *which) {
     end_list(which, peer, &peer->chan.rts_sent);
     end_queued(which, peer);
     end_list(which, peer, &peer->chan.cts_sent);
+    end_list(which, peer, &peer->chan.pulls);
     end_reading(which, peer);
   }
 }

@@ -29,6 +29,7 @@ void perigee__frame_encode(const perigee__frame *frame, uint8_t out[PERIGEE_FRAM
   put64(out + 32, frame->length);
   put64(out + 40, frame->id);
   put64(out + 48, frame->credit);
+  put64(out + 56, frame->at);
 }
 
 /* The most that may stand in `length` of a type; RTS and DATA speak of a buffer that the receiver has or not. */
@@ -60,6 +61,7 @@ int perigee__frame_decode(const uint8_t in[PERIGEE_FRAME_SIZE], perigee__frame *
   frame->length = get64(in + 32);
   frame->id = get64(in + 40);
   frame->credit = get64(in + 48);
+  frame->at = get64(in + 56);
   if (frame->length > length_limit(frame->type))
     return perigee__fail(PERIGEE_EPROTO, "frame: type %u with length %llu", frame->type,
                          (unsigned long long)frame->length);

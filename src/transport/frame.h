@@ -10,9 +10,11 @@
  *   16     8    tag        EAGER, RTS: tag; STATUS_REP: collectives entered
  *   24     8    fp         EAGER, RTS: fingerprint
  *   32     8    length     bytes of payload behind this header; RTS: bytes that will come, none behind it
- *   40     8    id         RTS, CTS, DATA, RTS_CANCELED: the sender's number of the message; STATUS_*: of the question
+ *   40     8    id         RTS, CTS, DATA, RTS_CANCELED, PULLED: the sender's number of the message; STATUS_*: of the question
  *   48     8    credit     eager bytes the sender of this frame has taken off its peer's account since its last frame
- *   56     8    zero
+ *   56     8    at         RTS over a ring: where the bytes are in the sender's memory, for a receiver that can read it; else 0
+ *
+ * PULLED: the receiver has read the bytes itself, or does not want them any more; the send is over.
  *
  * A message of at most PERIGEE_EAGER_MAX bytes goes as EAGER when the peer's credit lasts; else RTS is sent, the receiver answers CTS
  * when it has a buffer, and DATA follows.
@@ -38,12 +40,13 @@ typedef enum perigee__frame_type {
   PERIGEE_FRAME_GOODBYE,      /* the sender closes its mesh; nothing follows */
   PERIGEE_FRAME_STATUS_REQ,
   PERIGEE_FRAME_STATUS_REP,
+  PERIGEE_FRAME_PULLED,
   PERIGEE_FRAME_TYPES
 } perigee__frame_type;
 
 typedef struct perigee__frame {
   uint8_t type, kind;
-  uint64_t group, tag, fp, length, id, credit;
+  uint64_t group, tag, fp, length, id, credit, at;
 } perigee__frame;
 
 void perigee__frame_encode(const perigee__frame *frame, uint8_t out[PERIGEE_FRAME_SIZE]);
@@ -53,12 +56,16 @@ int perigee__frame_decode(const uint8_t in[PERIGEE_FRAME_SIZE], perigee__frame *
 #ifdef PERIGEE_HOSTILE
 enum {
   PERIGEE_EAGER_MAX = 128,
+  PERIGEE_PULL_MIN = 100,
   PERIGEE_CREDIT = 1024,
   PERIGEE_RING_BYTES = 256
 };
 #else
 enum {
   PERIGEE_EAGER_MAX = 64 << 10,
+  PERIGEE_PULL_MIN =
+      16
+      << 10, /* from here on announced to a rank that can read our memory, however much credit there is */
   PERIGEE_CREDIT = 1 << 20,     /* unexpected eager bytes one peer may have with us */
   PERIGEE_RING_BYTES = 64 << 10 /* one direction of one pair of ranks */
 };

@@ -17,8 +17,8 @@ typedef struct perigee__early {
   perigee__key key;
   uint64_t fp, length;
   bool is_rts;
-  uint64_t id;   /* of an RTS */
-  uint8_t *data; /* of an EAGER: length bytes, `have` of them received */
+  uint64_t id, at; /* of an RTS */
+  uint8_t *data;   /* of an EAGER: length bytes, `have` of them received */
   uint64_t have;
   perigee__xfer
       *taker; /* receive that took it before all bytes were there; then it is in no list */

@@ -133,6 +133,7 @@ typedef struct perigee__xfer {
   uint32_t phase;
   uint64_t id;
   size_t moved;
+  uint64_t remote; /* where it is read from (pull.c) */
 } perigee__xfer;
 
 /**

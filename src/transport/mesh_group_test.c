@@ -330,10 +330,10 @@ static void late_messages(member *m) {
   meet(m, 1);
   if (m->me == 0) {
     late.left[1] = 0; /* as if its leaving were not known */
-    for (int i = 0; i < 4 * PERIGEE_CREDIT / EAGER; i++) {
-      uint8_t *buf = bytes_new(EAGER / 2);
+    for (int i = 0; i < 4 * PERIGEE_CREDIT / PERIGEE_PULL_MIN; i++) {
+      uint8_t *buf = bytes_new(PERIGEE_PULL_MIN / 2);
       perigee__xfer x = {0}, *list = &x;
-      perigee__mesh_send(m->mesh, &late, 1, key, buf, EAGER / 2, 0, &x);
+      perigee__mesh_send(m->mesh, &late, 1, key, buf, PERIGEE_PULL_MIN / 2, 0, &x);
       CHECK_OK(perigee__mesh_wait(m->mesh, &list, 1, &late, patience()));
       CHECK(x.status == 0);
       free(buf);
@@ -356,7 +356,7 @@ static void late_messages(member *m) {
     meet(m, 2);
     drop_late(m, &late);
   } else {
-    for (int i = 3; i < 4 * PERIGEE_CREDIT / EAGER; i += 4) {
+    for (int i = 3; i < 4 * PERIGEE_CREDIT / PERIGEE_PULL_MIN; i += 4) {
       recv_filled(m, 0, 3, 0);
       send_filled(m, 0, 3, 0);
     }

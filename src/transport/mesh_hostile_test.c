@@ -189,12 +189,16 @@ static void ring_positions(void **state) {
     } else {
       atomic_store(&raw.ring.in->tail, UINT64_C(1) << 62);
       /* Seen when the ring is full. */
-      uint8_t *buf = bytes_new(EAGER);
-      perigee__xfer x[4];
+      enum {
+        SMALL = PERIGEE_PULL_MIN / 2, /* goes through the ring */
+        MANY = 4 * PERIGEE_RING_BYTES / SMALL
+      };
+      uint8_t *buf = bytes_new(SMALL);
+      static perigee__xfer x[MANY];
       memset(x, 0, sizeof(x));
-      for (int i = 0; i < 4; i++)
-        perigee__mesh_send(raw.m.mesh, NULL, 1, key_of_tag(1), buf, EAGER, 0, &x[i]);
-      CHECKF(x[3].status == PERIGEE_EPEERDEAD, "%s", perigee_err_name(x[3].status));
+      for (int i = 0; i < MANY; i++)
+        perigee__mesh_send(raw.m.mesh, NULL, 1, key_of_tag(1), buf, SMALL, 0, &x[i]);
+      CHECKF(x[MANY - 1].status == PERIGEE_EPEERDEAD, "%s", perigee_err_name(x[MANY - 1].status));
       free(buf);
     }
     raw_kick(&raw);

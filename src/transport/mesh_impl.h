@@ -7,6 +7,7 @@
  *   channel.c     frames: what comes in        channel_out.c  what goes out
  *   message.c     send, recv, cancel           wait.c      who drives, who sleeps
  *   fail.c        death, abort                 groups.c    attach, leave, what comes too early or late
+ *   pull.c        large messages read from the sender's memory
  *   query.c       who has come how far         mesh.c      life
  *
  * Lock: everything here under the lock of mesh->loop (rank MESH), unless said otherwise.
@@ -34,6 +35,7 @@ enum {
   PERIGEE_XFER_POSTED = 1, /* receive in match */
   PERIGEE_XFER_TAKING,     /* receive that took an early message whose bytes still come */
   PERIGEE_XFER_LANDING,    /* receive whose payload is being read */
+  PERIGEE_XFER_PULLING,    /* receive in chan->pulls: this rank reads the sender's memory */
   PERIGEE_XFER_CTS_SENT,   /* receive in chan->cts_sent, waits for DATA */
   PERIGEE_XFER_QUEUED,     /* send in chan->out */
   PERIGEE_XFER_RTS_SENT,   /* send in chan->rts_sent, waits for CTS */
@@ -61,10 +63,11 @@ enum {
 
 /** The framing towards one peer. */
 typedef struct perigee__channel {
-  perigee__stream *stream;          /* NULL until there is a link */
-  perigee__node out;                /* perigee__out */
-  perigee__node rts_sent, cts_sent; /* perigee__xfer.node */
+  perigee__stream *stream;                 /* NULL until there is a link */
+  perigee__node out;                       /* perigee__out */
+  perigee__node rts_sent, cts_sent, pulls; /* perigee__xfer.node */
   uint64_t next_id;
+  uint32_t canceled;    /* RTS_CANCELED that came */
   uint64_t credit;      /* eager bytes we may still send */
   uint64_t owed;        /* eager bytes of the peer that are off its account and not told yet */
   uint64_t early_bytes; /* eager bytes of the peer that we keep */
@@ -162,6 +165,7 @@ struct perigee__mesh {
   perigee__node dirty;                           /* perigee__peer.dirty */
   perigee__node spare;                           /* perigee__out that are not in use */
   int n_spare;
+  int n_pulls; /* receives in all chan->pulls */
   perigee__query_state *query;
   uint64_t next_query;
   uint64_t nonce;   /* of our listener */
@@ -244,6 +248,8 @@ void perigee__channel_send(perigee__peer *peer, perigee__xfer *xfer);
 /** A receive took this early message. Frees it, or leaves it to the connection whose bytes still come. */
 void perigee__channel_take_early(perigee__mesh *mesh, perigee__early *early, perigee__xfer *xfer);
 void perigee__channel_free_early(perigee__mesh *mesh, perigee__early *early);
+/** Ask for the data of a message that was announced; xfer NULL: nobody wants it, it is swallowed. */
+void perigee__channel_clear_to_send(perigee__peer *peer, perigee__xfer *xfer, uint64_t id);
 /** Take a xfer off whatever the connection does with it; its stream stays in order. */
 void perigee__channel_forget(perigee__peer *peer, perigee__xfer *xfer);
 bool perigee__channel_idle(const perigee__channel *chan);
@@ -300,5 +306,17 @@ int perigee__mesh_wait_for(perigee__mesh *mesh, perigee__wait_fn done, void *arg
 /** As wait_for without a fate, with the lock held, given up in between, and held again on return; done is called with it. */
 int perigee__mesh_wait_locked(perigee__mesh *mesh, perigee__wait_fn done, void *arg,
                               int64_t deadline_ns);
+
+/* pull.c */
+/** Read a message from its sender's memory, from address `at` on. False: that cannot be done here. */
+bool perigee__pull_begin(perigee__peer *peer, perigee__xfer *xfer, uint64_t id, uint64_t at);
+/** Go on with what is being read, a bounded piece of each peer's. Returns whether there was something. */
+bool perigee__pull_some(perigee__mesh *mesh);
+/** Take a receive that is being read out of the list. The sender is not told. */
+void perigee__pull_forget(perigee__peer *peer, perigee__xfer *xfer);
+/** Tell the sender of a message that was announced that it is over. */
+void perigee__pull_tell(perigee__peer *peer, uint64_t id);
+/** Before the memory of a message that this rank has announced to peer is given back. */
+void perigee__pull_revoke(perigee__peer *peer);
 
 #endif

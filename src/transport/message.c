@@ -106,6 +106,8 @@ void perigee__mesh_recv(perigee__mesh *mesh, perigee__fate *fate, int peer, peri
     perigee__xfer_end(mesh, xfer, status);
   } else if ((early = perigee__match_wanted(&mesh->match, xfer)) != NULL) {
     perigee__channel_take_early(mesh, early, xfer);
+    if (perigee__pull_some(mesh) && mesh->n_pulls > 0)
+      perigee__loop_kick(mesh->loop); /* somebody goes on with it, should this thread not wait */
   } else if ((status = gone(mesh, fate, peer)) < 0) {
     perigee__xfer_end(mesh, xfer, status);
   } else {

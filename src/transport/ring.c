@@ -118,6 +118,15 @@ void perigee__ring_stream_init(perigee__ring_stream *rs, void *base, bool first,
   rs->in = first ? &rings[1] : &rings[0];
   rs->kick = kick;
   rs->kick_arg = kick_arg;
+  perigee__vm_show(&rs->probe, &rs->out->face);
+}
+
+bool perigee__ring_readable(perigee__ring_stream *rs) {
+  if (rs->base == NULL)
+    return false;
+  if (rs->readable == 0 && rs->in->face.pid != 0)
+    rs->readable = perigee__vm_probe(&rs->in->face) == 0 ? 1 : -1;
+  return rs->readable > 0;
 }
 
 void perigee__ring_stream_fini(perigee__ring_stream *rs) {

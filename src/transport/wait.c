@@ -48,6 +48,7 @@ bool perigee__rings_poll(perigee__mesh *mesh) {
     if (peer->ring.stuck)
       perigee__peer_mark(peer);
   }
+  moved |= perigee__pull_some(mesh);
   return perigee__settle(mesh) || moved;
 }
 

@@ -1,0 +1,60 @@
+#include "transport/vm.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+
+/* Bytes of one call. */
+enum {
+  CALL_MAX = 4 << 20
+};
+
+/* Yama's scope 1 lets only ancestors read a process, and whom it names. Ranks are children of one launcher, and naming an
+ * ancestor includes all its descendants. */
+static void allow_siblings(void) {
+  int scope = 0;
+  FILE *f = fopen("/proc/sys/kernel/yama/ptrace_scope", "re");
+  if (f == NULL)
+    return;
+  if (fscanf(f, "%d", &scope) == 1 && scope == 1 && getppid() > 1)
+    (void)prctl(PR_SET_PTRACER, (unsigned long)getppid(), 0, 0, 0);
+  fclose(f);
+}
+
+void perigee__vm_show(uint64_t *value_p, perigee__vm_face *face) {
+  if (getrandom(value_p, sizeof(*value_p), GRND_NONBLOCK) != (ssize_t)sizeof(*value_p))
+    *value_p = (uint64_t)perigee__now_ns() * UINT64_C(0x9e3779b97f4a7c15) ^ (uintptr_t)value_p;
+  allow_siblings();
+  face->pid = (int32_t)getpid();
+  face->at = (uint64_t)(uintptr_t)value_p;
+  face->value = *value_p;
+}
+
+int perigee__vm_probe(const perigee__vm_face *face) {
+  const perigee__vm_face seen = *face;
+  uint64_t value = 0;
+  PERIGEE_TRY(perigee__vm_read(seen.pid, &value, seen.at, sizeof(value)));
+  return value == seen.value ? 0 : -ESRCH;
+}
+
+int perigee__vm_read(int32_t pid, void *dst, uint64_t src, size_t bytes) {
+  char *to = dst;
+  while (bytes > 0) {
+    size_t now = bytes < CALL_MAX ? bytes : CALL_MAX;
+    struct iovec local = {to, now};
+    struct iovec remote = {(void *)(uintptr_t)src, now}; /* an address of the other process */
+    ssize_t n = process_vm_readv((pid_t)pid, &local, 1, &remote, 1, 0);
+    if (n <= 0)
+      return n < 0 ? -errno : -EFAULT;
+    to += n;
+    src += (uint64_t)n;
+    bytes -= (size_t)n;
+  }
+  return 0;
+}

@@ -1,0 +1,29 @@
+/*
+ * Reading another process's memory with one system call (process_vm_readv), where the kernel lets us.
+ *
+ * Whether it does cannot be told from settings (Yama, seccomp filters, namespaces, dumpable flags): a rank shows where it has a random
+ * value (perigee__vm_face, in memory they share), and who wants to read tries. A process that has the same pid in another pid namespace
+ * is found out by the value.
+ */
+#ifndef PERIGEE_TRANSPORT_VM_H
+#define PERIGEE_TRANSPORT_VM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/attr.h"
+
+/** In shared memory, written by its owner before anybody may look. */
+typedef struct perigee__vm_face {
+  int32_t pid;
+  uint64_t at, value; /* where in that process, and what stands there */
+} perigee__vm_face;
+
+/** Show this process: *value_p gets the value and must stay where it is. Allows siblings to read (Yama: descendants of our parent). */
+void perigee__vm_show(uint64_t *value_p, perigee__vm_face *face);
+/** 0, or why the memory behind a face cannot be read: -errno; -ESRCH when it is another process. */
+PERIGEE_MUST_CHECK int perigee__vm_probe(const perigee__vm_face *face);
+/** dst := bytes at address src of the process. 0, or -errno (-ESRCH and -EFAULT when it is gone). */
+PERIGEE_MUST_CHECK int perigee__vm_read(int32_t pid, void *dst, uint64_t src, size_t bytes);
+
+#endif
