@@ -3,8 +3,10 @@
  *
  * The progress thread exists once something was submitted asynchronously. It leaves a freshly submitted operation alone for
  * GRACE_NS, so that "submit, then wait" is run by the waiter without a hand-over; it goes on looking for LINGER_NS after the last
- * submit before it sleeps for good, so that submit wakes it seldom. A waiter that must be able to come out before the operation ends
- * cannot run it: it takes the grace away.
+ * submit before it sleeps for good, so that submit wakes it seldom. Each look in vain doubles the time to the next, from GRACE_NS to
+ * NAP_MAX_NS: what is always waited for at once costs next to nothing, and what nobody waits for is late by that much, once.
+ * No grace where it would cost more than a hand-over does: an operation of LARGE bytes wakes the thread at once, so that it goes on
+ * while its caller computes; and a waiter that must be able to come out before the operation ends cannot run it.
  *
  * Each operation keeps its own deadline while it runs. One that stands behind others and is due before them is watched by the
  * deadline service, which then fails the group.
@@ -22,6 +24,8 @@
 
 enum {
   GRACE_NS = 100000,
+  NAP_MAX_NS = 1000000,
+  LARGE = 256 << 10, /* bytes: takes several times as long as waking a thread */
   LINGER_NS = 20000000,
   RUNNER_NS = 20000000
 };
@@ -223,14 +227,19 @@ static void grace(perigee__native *native) {
 
 static void *progress_main(void *arg) {
   perigee__native *native = arg;
-  int64_t quiet_since = perigee__now_ns();
+  int64_t quiet_since = perigee__now_ns(), nap = GRACE_NS;
+  uint32_t before = 0;
   while (!atomic_load(&native->stopping)) {
     uint32_t seen = atomic_load(&native->progress_word);
+    if (seen != before) /* something was submitted, though it may have been run already */
+      quiet_since = perigee__now_ns();
+    before = seen;
     if (atomic_load(&native->busy) < 2) { /* nothing queued */
       atomic_store(&native->hurry, false);
       bool linger = perigee__now_ns() - quiet_since < LINGER_NS;
       rest(native, linger ? PERIGEE__NATIVE_NAPS : PERIGEE__NATIVE_SLEEPS, seen,
-           linger ? perigee__deadline_in(GRACE_NS) : PERIGEE_NEVER);
+           linger ? perigee__deadline_in(nap) : PERIGEE_NEVER);
+      nap = linger && nap < NAP_MAX_NS ? nap * 2 : nap;
       continue;
     }
     grace(native);
@@ -238,14 +247,24 @@ static void *progress_main(void *arg) {
       atomic_store(&native->hurry, false);
       run_queue(native, NULL);
       give_run(native);
+      nap = GRACE_NS;
     } else if (atomic_load(&native->busy) & 1) {
       /* Somebody runs; give_run bumps the word when it leaves something behind. */
       atomic_store(&native->hurry, false);
       rest(native, PERIGEE__NATIVE_SLEEPS, seen, perigee__deadline_in(RUNNER_NS));
     }
-    quiet_since = perigee__now_ns();
   }
   return NULL;
+}
+
+/* Whether what it moves takes longer than handing it to the progress thread. */
+static bool is_large(const perigee_request *req) {
+  size_t bytes = 0;
+  for (uint32_t i = 0; i < req->out.n && bytes < LARGE; i++)
+    bytes += perigee_tensor_nbytes(req->out.v[i]);
+  for (uint32_t i = 0; i < req->in.n && bytes < LARGE; i++)
+    bytes += perigee_tensor_nbytes(req->in.v[i]);
+  return bytes >= LARGE;
 }
 
 /* Copy of a request that lives as long as its work. */
@@ -325,7 +344,10 @@ int perigee__native_submit_coll(perigee__native *native, const perigee_request *
     perigee_work_unref(&op->work);
     return rc;
   }
-  wake_progress(native, false);
+  bool large = native->n > 1 && is_large(req);
+  if (large)
+    atomic_store(&native->hurry, true);
+  wake_progress(native, large);
   *work_p = &op->work;
   return 0;
 }

@@ -54,6 +54,31 @@ static void test_many_in_flight(void **state) {
       with_ranks(n, many_broadcasts, &how);
 }
 
+/* Large and small, none of them waited for, while the callers do something else. */
+static void unattended(perigee_group *group, void *arg) {
+  int64_t numel = *(int64_t *)arg;
+  float n = (float)perigee_group_size(group);
+  perigee_tensor *t = f32_of(numel, 1);
+  perigee_request req = request_inplace(PERIGEE_OP_ALLREDUCE, &t, 1);
+  for (int i = 0; i < 5; i++) {
+    perigee_work *work = submit(group, &req);
+    int64_t start = perigee__now_ns();
+    while (!perigee_work_is_completed(work) && ms_since(start) < 20000)
+      perigee__sleep_ns(MS);
+    CHECK(perigee_work_get_status(work) == PERIGEE_WORK_DONE);
+    perigee_work_unref(work);
+    perigee__sleep_ns(i * 10 * MS); /* the progress thread naps, and sleeps for good */
+  }
+  float expected = n * n * n * n * n;
+  CHECK(f32_is(t, expected));
+  perigee_tensor_unref(t);
+}
+static void test_unattended(void **state) {
+  (void)state;
+  for (int64_t numel = 2; numel < 3000000; numel *= 1024)
+    with_ranks(2, unattended, &numel);
+}
+
 /* Synchronous calls between asynchronous ones take their turn. */
 static void mixed(perigee_group *group, void *arg) {
   (void)arg;
@@ -403,6 +428,7 @@ int main(void) {
   program_deadline(115);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_many_in_flight),
+      cmocka_unit_test(test_unattended),
       cmocka_unit_test(test_synchronous_between_asynchronous),
       cmocka_unit_test(test_the_work_holds_the_request),
       cmocka_unit_test(test_short_waits_leave_it_pending),
