@@ -24,6 +24,15 @@ static inline void perigee__cpu_relax(void) {
 #endif
 }
 
+/** Ask for a cache line to be written soon: by then it is ours alone. */
+static inline void perigee__prefetch_write(const void *line) {
+#if defined(__x86_64__)
+  __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)line)); /* ignored where it is unknown */
+#else
+  __builtin_prefetch(line, 1);
+#endif
+}
+
 /** Cores this process may use: affinity mask and cgroup quota, at least 1. Read once. */
 int perigee__usable_cores(void);
 

@@ -118,6 +118,8 @@ static int meet_spin(perigee__arena *a, perigee__arena_line *mine, uint32_t epoc
   }
   a->aux_any = any;
   a->aux_all = all;
+  /* The others have read our next line some meetings ago: have it back by the time it is written. */
+  perigee__prefetch_write(perigee__arena_next_line(a));
   return PERIGEE_LIKELY(differ == 0) ? 0 : perigee__arena_mismatch(a);
 }
 
