@@ -27,7 +27,9 @@ static inline void perigee__cpu_relax(void) {
 /** Ask for a cache line to be written soon: by then it is ours alone. */
 static inline void perigee__prefetch_write(const void *line) {
 #if defined(__x86_64__)
-  __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)line)); /* ignored where it is unknown */
+  __asm__ __volatile__("prefetchw %0"
+                       :
+                       : "m"(*(const char *)line)); /* ignored where it is unknown */
 #else
   __builtin_prefetch(line, 1);
 #endif

@@ -74,12 +74,13 @@ static perigee__arena_mode mode_for(int local_ranks) {
   return local_ranks <= perigee__usable_cores() ? PERIGEE_ARENA_SPIN : PERIGEE_ARENA_PARK;
 }
 
-/* Carried by the header as well. "tcp" is seen by make_memory. */
+/* "tcp" is seen by make_memory. */
+static const char *const path_names[PERIGEE_ARENA_PATH_COUNT] = {"auto",    "inline", "oneshot",
+                                                                 "twoshot", "cma",    "symmetric"};
+
 perigee__arena_path perigee__arena_path_named(const char *name) {
-  static const char *const names[PERIGEE_ARENA_PATH_COUNT] = {"auto",    "inline", "oneshot",
-                                                              "twoshot", "cma",    "symmetric"};
   for (int i = 0; i < PERIGEE_ARENA_PATH_COUNT; i++)
-    if (strcmp(names[i], name) == 0)
+    if (strcmp(path_names[i], name) == 0)
       return (perigee__arena_path)i;
   perigee__log(
       PERIGEE_LOG_WARN,
@@ -128,6 +129,8 @@ void perigee__arena_set_limits(perigee__arena *a) {
                     share >= PERIGEE_CACHE_LINE ? share / PERIGEE_CACHE_LINE * PERIGEE_CACHE_LINE
                                                 : share / 16 * 16);
   a->pull_min = l.pull_min;
+  a->pull_max = l.pull_max;
+  a->pull_all_min = l.pull_all_min;
   a->symmetric_min = l.symmetric_min;
 }
 
@@ -240,6 +243,13 @@ static bool is_memory(int fd, size_t *bytes_p) {
   return true;
 }
 
+static void tell(const perigee__arena *a) {
+  perigee__log(PERIGEE_LOG_DEBUG,
+               "group %s: shared memory for %d ranks, %s, path %s, the others' memory is %s",
+               a->fate->name, a->n, a->mode == PERIGEE_ARENA_SPIN ? "spinning" : "parking",
+               path_names[a->path], a->cma ? "read directly" : "copied through buffers");
+}
+
 int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate, int64_t deadline_ns,
                           perigee__arena **arena_p) {
   int fd = -1, rc = 0;
@@ -278,6 +288,8 @@ int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate, int64_t dead
 out:
   if (fd >= 0)
     close(fd);
+  if (rc == 0)
+    tell(a);
   if (rc == 0)
     *arena_p = a;
   else if (a != NULL)

@@ -91,7 +91,8 @@ typedef struct perigee__arena_layout {
 
 /** In bytes. See perigee__arena_limits_for. */
 typedef struct perigee__arena_limits {
-  size_t one_shot_max, two_shot_chunk, copy_chunk, direct_min, pull_min, symmetric_min;
+  size_t one_shot_max, two_shot_chunk, copy_chunk, direct_min, pull_min, pull_max, pull_all_min,
+      symmetric_min;
 } perigee__arena_limits;
 
 struct perigee__arena {
@@ -113,9 +114,10 @@ struct perigee__arena {
   size_t two_shot_chunk;
   size_t copy_chunk; /* broadcast, gather, scatter */
   perigee__arena_path path;
-  size_t direct_min;    /* blocks from here on are read where they are, when they can be */
-  size_t pull_min;      /* and so are the inputs of reductions, by system call */
-  size_t symmetric_min; /* the same in symmetric memory */
+  size_t direct_min;         /* blocks from here on are read where they are, when they can be */
+  size_t pull_min, pull_max; /* and so are the inputs of a reduce, by system call */
+  size_t pull_all_min;       /* of an allreduce, and of a reduce again */
+  size_t symmetric_min;      /* the same in symmetric memory */
   /* reach.h */
   bool cma;      /* every rank can read every other's memory */
   int32_t *pids; /* n */
@@ -130,8 +132,9 @@ struct perigee__arena {
   uint32_t aux_any,
       aux_all;            /* or, and of all ranks' in the last meeting that this rank waited for */
   perigee__reach in, out; /* of the call; set by perigee__shm_reach */
-  bool crowded;           /* SPIN: a yield was what ended the last wait that took long */
-  const void **srcs;      /* n, for reductions */
+  int64_t work_ns;   /* what the others may take for their part of the call: added to spin_ns */
+  bool crowded;      /* SPIN: a yield was what ended the last wait that took long */
+  const void **srcs; /* n, for reductions */
 };
 
 perigee__arena_layout perigee__arena_layout_for(int n, size_t buffer_bytes);

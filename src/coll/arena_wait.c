@@ -78,7 +78,7 @@ static perigee__arena_reason word_sleep(const perigee__arena *a, _Atomic uint32_
 
 /* The slow part of a wait in mode SPIN: the line was not there at once. */
 static perigee__arena_reason word_spin(perigee__arena *a, _Atomic uint32_t *word, uint32_t epoch) {
-  int64_t until = perigee__now_ns() + a->spin_ns;
+  int64_t until = perigee__now_ns() + a->spin_ns + a->work_ns;
   for (int round = a->crowded ? PAUSE_ROUNDS : 0; !perigee__fate_failed(a->fate); round++) {
     if (round >= PAUSE_ROUNDS)
       sched_yield();

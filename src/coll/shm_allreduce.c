@@ -82,9 +82,9 @@ int perigee__shm_allreduce(perigee__arena *a) {
   size_t bytes = a->call->count * plan.size;
   if (bytes <= PERIGEE_ARENA_INLINE)
     return allreduce_inline(a, &plan, bytes);
-  if (bytes >= a->pull_min || bytes >= a->symmetric_min) {
+  if (bytes >= a->pull_all_min || bytes >= a->symmetric_min) {
     bool done;
-    PERIGEE_TRY(perigee__shm_reduce_direct(a, &plan, -1, bytes >= a->pull_min, &done));
+    PERIGEE_TRY(perigee__shm_reduce_direct(a, &plan, -1, bytes >= a->pull_all_min, &done));
     if (done)
       return 0;
   }

@@ -52,7 +52,9 @@ int perigee__shm_reduce(perigee__arena *a) {
   size_t bytes = a->call->count * plan.size;
   if (bytes <= PERIGEE_ARENA_INLINE)
     return reduce_inline(a, &plan, bytes);
-  bool pull = bytes >= a->pull_min && a->n <= ROOT_ALONE, done;
+  bool pull = ((bytes >= a->pull_min && bytes <= a->pull_max) || bytes >= a->pull_all_min) &&
+              a->n <= ROOT_ALONE;
+  bool done;
   if (pull || bytes >= a->symmetric_min) {
     PERIGEE_TRY(perigee__shm_reduce_direct(a, &plan, a->call->root, pull, &done));
     if (done)

@@ -3,6 +3,11 @@
 
 #include "base/assert.h"
 
+/* A rank that waits for one that copies does not sleep before this much could have been copied: being woken takes as long as a MiB. */
+enum {
+  BYTES_PER_NS = 4
+};
+
 int perigee__shm_plan(perigee__arena *a, perigee__reduce_plan *plan) {
   const perigee__coll_call *call = a->call;
   int rc = perigee__reduce_init(plan, call->dtype, call->redop, call->factor, call->ncontrib);
@@ -36,6 +41,17 @@ static int run(perigee__arena *a, const perigee__coll_call *call) {
   PERIGEE_BUG("no collective of kind %d", (int)call->kind);
 }
 
+/* Time in which a slow rank moves the bytes of the call. */
+static int64_t work_of(const perigee__arena *a, const perigee__coll_call *call) {
+  size_t bytes = call->count * perigee_dtype_size(call->dtype) + call->bytes + call->in_bytes +
+                 call->out_bytes;
+  for (int r = 0; r < a->n; r++) {
+    bytes += call->in_blocks != NULL ? call->in_blocks[r].bytes : 0;
+    bytes += call->out_blocks != NULL ? call->out_blocks[r].bytes : 0;
+  }
+  return (int64_t)(bytes / BYTES_PER_NS);
+}
+
 int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_error *error_p) {
   /* relaxed both: numbers that other ranks ask for to say who is missing */
   atomic_store_explicit(&a->fate->entered, call->seq, memory_order_relaxed);
@@ -43,6 +59,7 @@ int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_
   a->call = call;
   a->error = error_p;
   a->aux = 0;
+  a->work_ns = a->mode == PERIGEE_ARENA_SPIN ? work_of(a, call) : 0;
   if (PERIGEE_UNLIKELY(perigee__fate_failed(a->fate)))
     return perigee__fate_error(a->fate, call->op, call->shown_seq, false, error_p);
   int rc = run(a, call);

@@ -14,11 +14,16 @@
  */
 #include "coll/shm_impl.h"
 
+/* Whether bytes of a rank may be read where they are. */
+static bool worth_it(const perigee__arena *a, size_t bytes) {
+  return bytes >= a->direct_min || bytes >= a->symmetric_min;
+}
+
 bool perigee__shm_open_window(perigee__arena *a, const void *in, size_t in_bytes, const void *out,
                               size_t out_bytes) {
   perigee__shm_window *w = (perigee__shm_window *)(void *)perigee__arena_next_line(a)->payload;
   perigee__place place = {0};
-  bool symmetric = a->symmetric_min != SIZE_MAX;
+  bool symmetric = a->symmetric_min != SIZE_MAX && worth_it(a, in_bytes);
   w->in = (uint64_t)(uintptr_t)in;
   w->out = (uint64_t)(uintptr_t)out;
   w->in_segment = w->out_segment = 0;
@@ -41,6 +46,9 @@ bool perigee__shm_open_blocks(perigee__arena *a, const perigee__block *blocks) {
   perigee__shm_window *w = (perigee__shm_window *)(void *)line->payload;
   perigee__place first = {0}, place;
   bool together = a->symmetric_min != SIZE_MAX;
+  w->out_segment = w->in_segment = 0;
+  if (!worth_it(a, perigee__shm_largest(a, blocks)))
+    return false;
   for (int r = 0; r < a->n; r++) {
     line->sizes[2 * a->n + r] = (uint64_t)(uintptr_t)blocks[r].ptr;
     if (!together || blocks[r].bytes == 0)
@@ -53,7 +61,6 @@ bool perigee__shm_open_blocks(perigee__arena *a, const perigee__block *blocks) {
     }
   }
   w->out = 0;
-  w->out_segment = 0;
   w->in_segment = together ? first.id : 0;
   w->in_offset = first.offset;
   return w->in_segment != 0;

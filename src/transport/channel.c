@@ -213,6 +213,7 @@ static void cts_came(perigee__peer *peer, const perigee__frame *f) {
   perigee__xfer *xfer = take_by_id(&peer->chan.rts_sent, f->id);
   if (xfer == NULL)
     return; /* taken back meanwhile; the peer knows by RTS_CANCELED */
+  peer->mesh->lent -= xfer->size;
   const perigee__frame data = {.type = PERIGEE_FRAME_DATA, .length = xfer->size, .id = xfer->id};
   perigee__channel_queue(peer, &data, xfer->buf, xfer->size, xfer, NULL);
 }
@@ -231,8 +232,10 @@ static void data_came(perigee__peer *peer, const perigee__frame *f) {
 
 static void pulled_came(perigee__peer *peer, const perigee__frame *f) {
   perigee__xfer *xfer = take_by_id(&peer->chan.rts_sent, f->id);
-  if (xfer != NULL) /* else taken back meanwhile */
-    perigee__xfer_end(peer->mesh, xfer, 0);
+  if (xfer == NULL)
+    return; /* taken back meanwhile */
+  peer->mesh->lent -= xfer->size;
+  perigee__xfer_end(peer->mesh, xfer, 0);
 }
 
 static void cancel_came(perigee__peer *peer, const perigee__frame *f) {

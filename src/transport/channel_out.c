@@ -112,6 +112,7 @@ static void out_finish(perigee__peer *peer, perigee__out *out) {
     perigee__xfer_end(peer->mesh, out->xfer, 0);
   } else if (out->xfer != NULL) {
     out->xfer->phase = PERIGEE_XFER_RTS_SENT;
+    peer->mesh->lent += out->xfer->size;
     perigee__list_append(&peer->chan.rts_sent, &out->xfer->node);
   }
   out_free(peer->mesh, out);
@@ -278,6 +279,7 @@ void perigee__channel_forget(perigee__peer *peer, perigee__xfer *xfer) {
     break;
   case PERIGEE_XFER_RTS_SENT:
     perigee__pull_revoke(peer);
+    peer->mesh->lent -= xfer->size;
     perigee__list_remove(&xfer->node);
     perigee__channel_queue(peer, &canceled, NULL, 0, NULL, NULL);
     break;

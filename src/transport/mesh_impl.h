@@ -165,6 +165,7 @@ struct perigee__mesh {
   perigee__node dirty;                           /* perigee__peer.dirty */
   perigee__node spare;                           /* perigee__out that are not in use */
   int n_spare;
+  size_t lent; /* bytes announced over rings that their receivers may be reading */
   int n_pulls; /* receives in all chan->pulls */
   perigee__query_state *query;
   uint64_t next_query;

@@ -22,7 +22,9 @@ enum {
   YIELDS = 20,
   LOOP_EVERY = 32,
   LINKS_POLLED = 3,
-  PROBE_EVERY = 32 /* waits */
+  PROBE_EVERY = 32, /* waits */
+  LENT_BYTES_PER_NS =
+      4 /* who has lent memory polls while it could be read: being woken takes as long as a MiB */
 };
 /* Several times a message's way when the peer has a core. */
 #define SPIN_NS (50 * PERIGEE_NS_PER_US)
@@ -168,7 +170,7 @@ static bool spin(perigee__mesh *mesh, perigee__wait_fn done, void *arg, const pe
     }
     int64_t now = perigee__now_ns();
     if (until == 0) {
-      until = now + (whole ? SPIN_NS : mesh->spin_ns);
+      until = now + (whole ? SPIN_NS : mesh->spin_ns) + (int64_t)(mesh->lent / LENT_BYTES_PER_NS);
       yield_at = now + SPIN_ALONE_NS;
     }
     if (now >= until)
