@@ -59,3 +59,29 @@ describe("group:alloc", function()
     assert.is_truthy(result.ranks[2].out:find "seen")
   end)
 end)
+
+describe("a rank that dies while its memory is read", function()
+  for _, path in ipairs { "auto", "symmetric" } do
+    it("is an error of the others, with PERIGEE_PATH=" .. path, function()
+      local result = helpers.ranks(2, function()
+        local perigee, world = perigee, world -- luacheck: ignore
+        local shared = world:alloc("f32", 4000000)
+        local own = perigee.zeros("f32", 4000000)
+        if world.rank == 1 then -- in the middle of what follows, with nobody to say goodbye
+          local pid = io.open("/proc/self/stat"):read "n"
+          os.execute(("(sleep 0.3; kill -9 %d) >/dev/null 2>&1 &"):format(pid))
+        end
+        local ok, e = pcall(function()
+          while true do
+            world:broadcast(own, { root = 1 })
+            world:allreduce(shared)
+            world:allreduce(own)
+          end
+        end)
+        assert(not ok and e.code == "EPEERDEAD", tostring(e))
+        print "told"
+      end, { keep_going = true, env = { PERIGEE_PATH = path } })
+      assert.is_truthy(result.ranks[1].out:find "told", result.out)
+    end)
+  end
+end)

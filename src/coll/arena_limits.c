@@ -25,7 +25,7 @@ static const row rows[] = {
     /* spin ranks            one_shot chunk   copy   direct  pull    to     vast     symmetric */
     {true, 2, {K(32), K(128), K(64), K(8), K(8), K(256), K(4096), K(2)}},
     {true, 1 << 30, {K(16), K(128), K(64), K(8), K(8), K(256), K(4096), K(2)}},
-    {false, 1 << 30, {K(64), K(128), K(128), K(16), NEVER, NEVER, NEVER, K(16)}},
+    {false, 1 << 30, {K(64), K(128), K(128), K(64), NEVER, NEVER, NEVER, K(16)}},
 };
 
 static size_t at_least(size_t bytes, size_t limit) { return bytes > limit ? bytes : limit; }
