@@ -12,17 +12,23 @@ local data, report_path = table.unpack(arg)
 -- Rows of the report: Perigee's figure, the peers' figures it is held against.
 local cells = {
   { "allreduce", "each", "allreduce", { "allreduce", "allreduce_ip", "allreduce_bcube_ip" } },
+  { "allreduce, symmetric", "symmetric", "allreduce", { "allreduce", "allreduce_ip", "allreduce_bcube_ip" } },
   { "allreduce, back to back", "b2b", "allreduce", { "allreduce_b2b" } },
   { "broadcast", "each", "broadcast", { "broadcast" } },
+  { "broadcast, symmetric", "symmetric", "broadcast", { "broadcast" } },
   { "reduce", "each", "reduce", { "reduce", "reduce_ip" } },
+  { "reduce, symmetric", "symmetric", "reduce", { "reduce", "reduce_ip" } },
   { "allgather", "each", "allgather_into_tensor", { "allgather" } },
   { "allgather, list", "each", "allgather", { "allgather" } },
   { "allgather, in place", "in_place", "allgather_into_tensor", { "allgather_ip" } },
+  { "allgather, symmetric", "symmetric", "allgather_into_tensor", { "allgather" } },
   { "reduce_scatter", "each", "reduce_scatter_tensor", { "reduce_scatter" } },
   { "reduce_scatter, list", "each", "reduce_scatter", { "reduce_scatter" } },
   { "reduce_scatter, in place", "in_place", "reduce_scatter_tensor", { "reduce_scatter_ip" } },
+  { "reduce_scatter, symmetric", "symmetric", "reduce_scatter_tensor", { "reduce_scatter" } },
   { "alltoall", "each", "alltoall_base", { "alltoall" } },
   { "alltoall, list", "each", "alltoall", { "alltoall" } },
+  { "alltoall, symmetric", "symmetric", "alltoall_base", { "alltoall" } },
   { "gather", "each", "gather", { "gather", "gather_ip" } },
   { "scatter", "each", "scatter", { "scatter", "scatter_ip" } },
   { "barrier", "each", "barrier", { "barrier" } },
@@ -324,6 +330,9 @@ local function draw(ranks, sizes)
   local runs = { curve("Perigee", ranks, sizes, function(round, bytes)
     return at(times, "perigee each", ranks, round, "allreduce", bytes)
   end) }
+  runs[#runs + 1] = curve("Perigee, symmetric", ranks, sizes, function(round, bytes)
+    return at(times, "perigee symmetric", ranks, round, "allreduce", bytes)
+  end)
   for _, who in ipairs(peer_order) do
     runs[#runs + 1] = curve(peer_names[who], ranks, sizes, function(round, bytes)
       local best

@@ -147,7 +147,7 @@ peer_ops() {
 }
 
 # Ours: how the call is made and which operations.
-perigee_ops() { # each|in_place|b2b ranks
+perigee_ops() { # each|in_place|b2b|symmetric ranks
   local op
   for op in ${ops//,/ }; do
     case "$1:$op" in
@@ -156,6 +156,10 @@ perigee_ops() { # each|in_place|b2b ranks
       each:reduce_scatter) echo reduce_scatter_tensor reduce_scatter ;;
       each:alltoall) echo alltoall_base alltoall ;;
       each:*) echo "$op" ;;
+      symmetric:allreduce | symmetric:broadcast | symmetric:reduce) echo "$op" ;;
+      symmetric:allgather) echo allgather_into_tensor ;;
+      symmetric:reduce_scatter) echo reduce_scatter_tensor ;;
+      symmetric:alltoall) echo alltoall_base ;;
       in_place:allgather) echo allgather_into_tensor ;;
       in_place:reduce_scatter) echo reduce_scatter_tensor ;;
       b2b:allreduce | b2b:barrier) echo "$op" ;;
@@ -173,10 +177,11 @@ perigee() { # round ranks
   local how flags list limit transport=shm
   [ -z "$net" ] || transport=tcp
   limit=$((2 * $(wall_of "$2") + 60))
-  for how in each in_place b2b; do
+  for how in each in_place b2b symmetric; do
+    [ $how != symmetric ] || [ -z "$net" ] || continue
     list=$(perigee_ops $how "$2")
     [ -n "$list" ] || continue
-    case $how in in_place) flags=--in-place ;; b2b) flags=--b2b ;; *) flags='' ;; esac
+    case $how in in_place) flags=--in-place ;; b2b) flags=--b2b ;; symmetric) flags=--symmetric ;; *) flags='' ;; esac
     local file=$data/r$1-n$2-perigee-$how.json
     [ ! -e "$file" ] || continue
     # shellcheck disable=SC2086

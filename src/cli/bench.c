@@ -33,6 +33,7 @@ static const char help[] =
     "  -o OP                reduce operation (default sum)\n"
     "  -r RANK              root (default 0)\n"
     "  --in-place           allgather_into_tensor, reduce_scatter_tensor: one buffer\n"
+    "  --symmetric          inputs and outputs are tensors that all ranks share (group:alloc)\n"
     "  --backend STACK      layers, for example 'log(native)' (default native)\n"
     "  --load FILE.lua      run a file first that registers backends; may be given again\n"
     "  --transport WHICH    auto, shm or tcp\n"
@@ -138,6 +139,7 @@ static void put_script(words *w, const perigee__bench_opts *o) {
   put_pair(w, "mode", o->overlap ? "overlap" : o->b2b ? "b2b" : "each");
   put_pair(w, "from", o->from_lua ? "lua" : "c");
   put_number(w, "in_place", o->in_place);
+  put_number(w, "symmetric", o->symmetric);
   put_pair(w, "json", o->json);
   put_pair(w, "plot", o->plot);
   put_pair(w, "overlay", o->overlay);

@@ -152,6 +152,7 @@ enum {
   OPT_LOAD,
   OPT_TRANSPORT,
   OPT_IN_PLACE,
+  OPT_SYMMETRIC,
   OPT_B2B,
   OPT_OVERLAP,
   OPT_FROM,
@@ -173,6 +174,7 @@ static const struct option long_options[] = {{"iters", required_argument, NULL, 
                                              {"load", required_argument, NULL, OPT_LOAD},
                                              {"transport", required_argument, NULL, OPT_TRANSPORT},
                                              {"in-place", no_argument, NULL, OPT_IN_PLACE},
+                                             {"symmetric", no_argument, NULL, OPT_SYMMETRIC},
                                              {"b2b", no_argument, NULL, OPT_B2B},
                                              {"overlap", no_argument, NULL, OPT_OVERLAP},
                                              {"from", required_argument, NULL, OPT_FROM},
@@ -246,6 +248,9 @@ static int take_run(perigee__bench_opts *o, int option) {
     return one_of("--transport", optarg, transports, "auto, shm, tcp");
   case OPT_IN_PLACE:
     o->in_place = true;
+    return 0;
+  case OPT_SYMMETRIC:
+    o->symmetric = true;
     return 0;
   case OPT_B2B:
     o->b2b = true;

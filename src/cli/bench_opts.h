@@ -28,7 +28,7 @@ typedef struct perigee__bench_opts {
   const char *dtype, *redop;
   int root;
   const char *backend, *transport;
-  bool in_place, b2b, overlap, from_lua;
+  bool in_place, symmetric, b2b, overlap, from_lua;
   const char *json, *plot, *overlay, *label; /* NULL: none */
   const char *timeout;                       /* seconds, as `perigee run` takes it */
   char **loads;                              /* files to run first, owned array */

@@ -4,7 +4,7 @@ local machine = require "perigee.bench.machine"
 
 local lists = { size = true, op = true, load = true }
 local numbers = { size = true, iters = true, warmup = true, reps = true, budget = true, root = true }
-local flags = { check = true, in_place = true, measure = true }
+local flags = { check = true, in_place = true, symmetric = true, measure = true }
 
 local function options(words)
   local o = { size = {}, op = {}, load = {}, measure = true }
@@ -43,7 +43,8 @@ local function measure(o)
   local run = require("perigee.bench.measure").open(o)
   local first = run.world.rank == 0
   local meta = machine.describe()
-  for _, key in ipairs { "backend", "from", "mode", "iters", "budget", "reps", "check", "label", "in_place" } do
+  for _, key in ipairs { "backend", "from", "mode", "iters", "budget", "reps", "check", "label", "in_place",
+    "symmetric" } do
     meta[key] = o[key]
   end
   meta.ranks, meta.transport, meta.rows, meta.left_out = run.world.size, run.world.transport, {}, run.left_out

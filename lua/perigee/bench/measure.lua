@@ -237,9 +237,11 @@ end
 
 -- One memory for all rows, as a program that reuses its buffers; written to, so that it is there.
 function Run:allocate()
-  local dtype = self.opts.dtype
-  self.a = perigee.ones(dtype, math.max(1, self.need_a))
-  self.b = perigee.ones(dtype, math.max(1, self.need_b))
+  local function make(n)
+    if not self.opts.symmetric then return perigee.ones(self.opts.dtype, n) end
+    return self.world:alloc(self.opts.dtype, n):fill_(1)
+  end
+  self.a, self.b = make(math.max(1, self.need_a)), make(math.max(1, self.need_b))
   self.answer = perigee.zeros("f32", 1)
 end
 
