@@ -101,7 +101,7 @@ for engine, with in pairs(engines) do
       end
     end)
 
-    it("split: delegated, answered with a group of one's own, and refused when it is none", function()
+    it("test_new_group_delegates_to_pg: split is delegated, answered with a group, refused when it is none", function()
       local calls = {}
       with({
         split = function(self, color, key, opts)
