@@ -64,7 +64,6 @@ static void collect_list(lua_State *L, perigee__call *call, int index, perigee_t
   perigee_tensor **v = room(L, few, n);
   copy_list(L, call, index, index - 1, n, v);
   *to = (perigee_tensors){.v = v, .n = n};
-  call->pin = true;
 }
 
 /* One tensor; a list of one is accepted as well. */
@@ -110,7 +109,6 @@ static void collect_rows(lua_State *L, perigee__call *call, int index, perigee_t
     lua_pop(L, 1);
   }
   *to = (perigee_tensors){.v = v, .n = rows * each, .rows = rows};
-  call->pin = true;
 }
 
 /* ---- outputs made for the caller ----------------------------------------------------------------- */
@@ -409,7 +407,7 @@ void perigee__call_parse(lua_State *L, int op, perigee__call *call) {
   call->info = perigee_op_get(op);
   call->value = 0;
   call->conv = 0;
-  call->async = call->pin = false;
+  call->async = false;
   perigee_request_init(&call->req, op);
   int nargs = lua_gettop(L) - 1;
   if (nargs < 5)
@@ -443,19 +441,21 @@ void perigee__call_parse(lua_State *L, int op, perigee__call *call) {
 /* ---- holding on ---------------------------------------------------------------------------------- */
 
 void perigee__call_pin(perigee__call *call) {
-  if (!call->pin)
-    return;
   for (uint32_t i = 0; i < call->req.in.n; i++)
     perigee_tensor_ref(call->req.in.v[i]);
   for (uint32_t i = 0; i < call->req.out.n; i++)
     perigee_tensor_ref(call->req.out.v[i]);
+  perigee_custom_op *custom = call->req.redop.custom;
+  if (call->req.redop.kind == PERIGEE_REDOP_CUSTOM && custom->ref != NULL)
+    custom->ref(custom);
 }
 
 void perigee__call_unpin(perigee__call *call) {
-  if (!call->pin)
-    return;
   for (uint32_t i = 0; i < call->req.in.n; i++)
     perigee_tensor_unref(call->req.in.v[i]);
   for (uint32_t i = 0; i < call->req.out.n; i++)
     perigee_tensor_unref(call->req.out.v[i]);
+  perigee_custom_op *custom = call->req.redop.custom;
+  if (call->req.redop.kind == PERIGEE_REDOP_CUSTOM && custom->unref != NULL)
+    custom->unref(custom);
 }

@@ -27,13 +27,13 @@ typedef struct perigee__call {
   int value;        /* stack index of what the call returns; 0: nothing */
   unsigned conv;
   bool async;
-  bool pin; /* tensors come out of tables that other threads may change meanwhile */
   perigee_tensor *few_in[2], *few_out[2]; /* room for short lists */
 } perigee__call;
 
 /** Arguments from stack index 2 on into call->req. [-0, +n, e] */
 PERIGEE_RAISES void perigee__call_parse(lua_State *L, int op, perigee__call *call);
-/** Take and drop references on the tensors of the request, when call->pin asks for it. Do not raise in between. */
+/** Take and drop references on the tensors and the function of the request, for while this thread is outside: another one may take them out of their
+ *  tables, or close the state. Do not raise in between. */
 void perigee__call_pin(perigee__call *call);
 void perigee__call_unpin(perigee__call *call);
 /** Push the value at index as conv says. [-0, +1, m] */

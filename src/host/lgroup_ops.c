@@ -24,8 +24,9 @@ static void raise_work_error(lua_State *L, const perigee__lgroup *g, int op, per
 static int submit(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
                   perigee__call *call, perigee_work **work_p) {
   perigee__gap gap;
-  perigee__gap_open(interp, L, &gap); /* before pin: it may raise */
+  (void)perigee__lthread_here(interp, L); /* raises, if gap_open would */
   perigee__call_pin(call);
+  perigee__gap_open(interp, L, &gap);
   int rc = perigee_group_submit(g->box.ptr, &call->req, work_p);
   perigee__call_unpin(call);
   perigee__gap_close(interp, &gap);
@@ -97,8 +98,8 @@ static void drain(lua_State *L, perigee_interp *interp, perigee__lthread *t, int
 static int run_sync(lua_State *L, perigee_interp *interp, const perigee__lgroup *g,
                     perigee__call *call) {
   perigee__gap gap;
-  perigee__gap_open(interp, L, &gap);
   perigee__call_pin(call);
+  perigee__gap_open(interp, L, &gap);
   bool before = gap.t->drains_after;
   gap.t->drains_after = true;
   int rc = perigee_group_run(g->box.ptr, &call->req);

@@ -50,8 +50,8 @@ static int l_inner_op(lua_State *L) {
     return 1;
   perigee_work *work;
   perigee__gap gap;
-  perigee__gap_open(interp, L, &gap);
   perigee__call_pin(&call);
+  perigee__gap_open(interp, L, &gap); /* cannot raise: this thread is inside */
   int rc = perigee_layer_submit(layer->layer, &call.req, &work);
   perigee__call_unpin(&call);
   perigee__gap_close(interp, &gap);
