@@ -196,7 +196,7 @@ describe("ProcessGroupWithDispatchedCollectivesTests:", function()
 
   it("test_init_process_group_for_all_backends, test_default_process_group", function()
     dummy "c10d_custom"
-    for _, name in ipairs { "native", "fake", "log", "record", "checked", "c10d_custom" } do
+    for _, name in ipairs { "native", "fake", "log", "retry", "checked", "c10d_custom" } do
       local options = name == "log" and { log = { to = function() end } } or nil
       local world = helpers.world { backend = name, options = options, store = perigee.store.hash() }
       assert.equal(0, world.rank)
