@@ -72,7 +72,8 @@ describe("perigee bench", function()
   end)
 
   for _, case in ipairs {
-    "", "--transport tcp", "--from lua", "--backend 'log(native)' --load quiet.lua", "--b2b", "--in-place -r 2", "--symmetric",
+    "", "--transport tcp", "--from lua", "--backend 'log(native)' --load quiet.lua", "--b2b",
+    "--in-place -r 2", "--symmetric",
     "-d i8 -o avg", "-d bool -o bxor", "-d bf16 -o product", "-d c64", "--from lua --b2b -d u16 -o bor",
   } do
     it("times and checks every operation: " .. case, function()
@@ -207,7 +208,8 @@ describe("perigee bench", function()
 
   it("names every option in its help", function()
     local help = bash("$P bench --help").out
-    for _, option in ipairs { "-n ", "-b, -e, -f", "--sizes", "-d ", "-o ", "-r ", "--in-place", "--symmetric", "--backend", "--load",
+    for _, option in ipairs { "-n ", "-b, -e, -f", "--sizes", "-d ", "-o ", "-r ", "--in-place", "--symmetric",
+      "--backend", "--load",
       "--transport", "--iters", "--budget", "-w ", "--reps", "-c ", "--b2b", "--overlap", "--from", "--json", "--plot",
       "--overlay", "--label", "--timeout", "--nnodes", "--node-rank", "--endpoint", "-x " } do
       assert.is_true(support.has(help, option), option)
