@@ -9,6 +9,10 @@
 #include "base/futex.h"
 #include "base/log.h"
 
+/* How long exit() waits for groups to close in order. */
+#define EXIT_WAIT_NS (2 * PERIGEE_NS_PER_SEC)
+#define INSIDE_WAIT_NS (500 * PERIGEE_NS_PER_MS)
+
 typedef struct entry {
   perigee__node node;
   perigee_group *group; /* one reference */
@@ -66,7 +70,9 @@ static void at_exit(void) {
   atomic_store_explicit(&perigee__closing_at_exit, true, memory_order_relaxed);
   for (perigee_group *group; (group = take_open()) != NULL;)
     perigee__closing_defer(group);
-  perigee__closing_wait(perigee__deadline_in(2 * PERIGEE_NS_PER_SEC));
+  /* exit() inside an operation (of a script): that group's close waits for this very thread, only the others can end. */
+  int64_t limit = perigee__group_inside_call() ? INSIDE_WAIT_NS : EXIT_WAIT_NS;
+  perigee__closing_wait(perigee__deadline_in(limit));
 }
 
 int perigee__closing_register(perigee_group *group) {
