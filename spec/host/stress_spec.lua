@@ -442,7 +442,7 @@ describe("an interpreter that ends", function()
       function B:reduce() return { is_completed = function() return false end, abort = function() end } end
       function B:barrier() return self.inner:barrier():map(function() return 1 end) end
       local world = perigee.init { rank = 0, size = 1, backend = "ending" }
-      local function pending()
+      local function unended()
         return world:allreduce(1, { async = true }), world:broadcast(1, { async = true }),
           world:reduce(1, { async = true }), world:barrier { async = true }
       end
@@ -453,22 +453,22 @@ describe("an interpreter that ends", function()
   end
 
   it("with works pending", function()
-    ends "pending()"
-    ends "a, b, c, d = pending()"
-    ends "a, b, c, d = pending() collectgarbage() collectgarbage()"
-    ends "local a, b = pending() a:map(function() end) b:on_done(function() end)"
-    ends "pending() world:close()"
-    ends "a = pending() world:close() pcall(a.wait, a)"
+    ends "unended()"
+    ends "a, b, c, d = unended()"
+    ends "a, b, c, d = unended() collectgarbage() collectgarbage()"
+    ends "local a, b = unended() a:map(function() end) b:on_done(function() end)"
+    ends "unended() world:close()"
+    ends "a = unended() world:close() pcall(a.wait, a)"
   end)
 
   it("from os.exit, closing the state or not", function()
-    ends "pending() io.write 'end\\n' os.exit(0, true)"
-    ends "pending() io.write 'end\\n' os.exit(0, false)"
+    ends "unended() io.write 'end\\n' os.exit(0, true)"
+    ends "unended() io.write 'end\\n' os.exit(0, false)"
   end)
 
   it("in finalizers, with the module's objects dead or alive", function()
     ends [[
-      a, b, c, d = pending()
+      a, b, c, d = unended()
       setmetatable({}, { __gc = function() pcall(world.allreduce, world, 1, { timeout = 0.01 }) end })
       setmetatable({}, { __gc = function() pcall(a.wait, a, 0.01) pcall(world.close, world) end })
       setmetatable({}, { __gc = function() pcall(perigee.future) pcall(perigee.step) end })
