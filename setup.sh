@@ -2,6 +2,8 @@
 # Install what is needed, build, and run or test Perigee. Made for Debian 12.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=cmake/packages.sh
+. cmake/packages.sh
 
 usage() {
   cat <<'TEXT'
@@ -16,27 +18,8 @@ TEXT
 
 say() { printf '\n==> %s\n' "$*"; }
 
-build_packages=(build-essential cmake ninja-build pkg-config lua5.4 liblua5.4-dev libuv1-dev)
 test_packages=(libcmocka-dev lua-busted lua-check lua-luv clang-format)
 full_packages=(clang libclang-rt-14-dev valgrind)
-
-# Install those packages that are missing; without any, no network is needed.
-need() {
-  local missing=() package sudo=()
-  if ! command -v apt-get >/dev/null; then
-    echo "setup.sh: no apt-get here; it is up to you to have: $*" >&2
-    return 0
-  fi
-  for package in "$@"; do
-    dpkg -s "$package" 2>/dev/null | grep -q '^Status: .* installed$' || missing+=("$package")
-  done
-  [ ${#missing[@]} -gt 0 ] || return 0
-  say "installing ${missing[*]}"
-  if [ "$(id -u)" -ne 0 ]; then sudo=(sudo); fi
-  "${sudo[@]}" apt-get -o Acquire::Retries=3 -qq update
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 -qq -y \
-    --no-install-recommends install "${missing[@]}"
-}
 
 # configure_and_build FOLDER CMAKE_OPTION...
 configure_and_build() {

@@ -6,18 +6,22 @@ usage() {
   cat <<'TEXT'
 Usage: bench/compare.sh [OPTIONS]
 
-  --quick             7 sizes up to 16 MiB, 3 rounds: about ten minutes (default: 9 sizes up to 64 MiB, 5 rounds, an hour)
+Everything (8 sizes up to 64 MiB on 2, 4 and 8 ranks, 3 rounds: 35 minutes) goes to bench/RESULTS.md. A part of it, asked for with --ops,
+--ranks, --sizes or --peers, is printed when it is done and leaves no files, unless --out is given.
+
+  --ops LIST          of allreduce broadcast reduce allgather reduce_scatter alltoall gather scatter barrier pingpong bw
   --ranks LIST        default 2,4,8; over a network 2,4
   --sizes LIST        bytes, ascending: 8,1024,65536
-  --ops LIST          of allreduce broadcast reduce allgather reduce_scatter alltoall gather scatter barrier pingpong bw
-  --rounds N          repetitions of everything, the outermost loop
-  --budget MS         milliseconds of calls per row and round
-  --net loopback      TCP on the loopback device, against Open MPI (btl tcp) and Gloo
+  --peers LIST        of openmpi openmpi-sm mpich gloo; over a network openmpi-tcp gloo
+  --rounds N          repetitions of everything, the outermost loop (default 3)
+  --budget MS         milliseconds per row and round (default 30)
+  --net loopback      TCP on the loopback device, against Open MPI (btl tcp) and Gloo; sizes up to 16 MiB
   --net veth          TCP between two network namespaces (root); half of the ranks in each
-  --rate RATE         with veth: limit both directions with tbf, for example 10gbit
+  --rate RATE         with veth: limit both directions with tbf, for example 1gbit
   --dir DIR           programs and raw figures (default build/compare). A run that was interrupted goes on where it was when it
-                      is started again with the same settings and the same Perigee
-  --out FILE.md       default bench/RESULTS.md, with --net bench/RESULTS-<net>.md; drawings are written beside it
+                      is started again with the same settings and the same Perigee; the report says so
+  --out FILE.md       default bench/RESULTS.md, over a network bench/RESULTS-<net>[-<rate>].md; FILE.csv has every figure, drawings are
+                      beside it
   --fresh             do not go on, begin anew
   --report            only write the report, from the raw figures of the last run
 
@@ -25,19 +29,17 @@ PERIGEE names the command to measure (default: a Release build in DIR). Nothing 
 TEXT
 }
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(dirname "$here")
-cd "$root"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=bench/common.sh
+. bench/common.sh
 
-quick=0 ranks='' sizes='' rounds='' budget='' net='' rate='' dir=build/compare out='' fresh=0 only_report=0
-ops=''
+ops='' ranks='' sizes='' peers='' rounds=3 budget=30 net='' rate='' dir=build/compare out='' fresh=0 only_report=0
 while [ $# -gt 0 ]; do
   case "$1" in
-    --quick) quick=1 ;;
     --fresh) fresh=1 ;;
     --report) only_report=1 ;;
     --help | -h) usage && exit 0 ;;
-    --ranks | --sizes | --ops | --rounds | --budget | --net | --rate | --dir | --out)
+    --ops | --ranks | --sizes | --peers | --rounds | --budget | --net | --rate | --dir | --out)
       [ $# -ge 2 ] || { echo "compare.sh: $1 needs a value" >&2 && exit 2; }
       declare "${1#--}=$2"
       shift
@@ -47,56 +49,48 @@ while [ $# -gt 0 ]; do
   shift
 done
 case "$net" in
-  '' | loopback) ;;
+  '' | loopback) [ -z "$rate" ] || { echo "compare.sh: --rate goes with --net veth" >&2 && exit 2; } ;;
   veth) [ "$(id -u)" -eq 0 ] || { echo "compare.sh: --net veth needs root" >&2 && exit 2; } ;;
   *) echo "compare.sh: --net '$net' is neither loopback nor veth" >&2 && exit 2 ;;
 esac
 
-if [ $quick = 1 ]; then
-  : "${sizes:=8,1024,16384,65536,262144,1048576,16777216}" "${rounds:=3}" "${budget:=5}"
-else
-  : "${sizes:=8,64,1024,16384,65536,262144,1048576,16777216,67108864}" "${rounds:=5}" "${budget:=20}"
-fi
+part=0
+[ -z "$ops$ranks$sizes$peers" ] || [ -n "$out" ] || part=1
 if [ -n "$net" ]; then
   : "${ranks:=2,4}" "${ops:=allreduce,broadcast,allgather,reduce_scatter,alltoall,barrier,pingpong,bw}"
+  : "${sizes:=8,1024,16384,65536,262144,1048576,16777216}" "${peers:=openmpi-tcp,gloo}"
 else
   : "${ranks:=2,4,8}" "${ops:=allreduce,broadcast,reduce,allgather,reduce_scatter,alltoall,gather,scatter,barrier,pingpong,bw}"
+  : "${sizes:=8,1024,16384,65536,262144,1048576,16777216,67108864}" "${peers:=openmpi,openmpi-sm,mpich,gloo}"
 fi
-: "${out:=bench/RESULTS${net:+-$net}.md}"
+where=${net:-shm}${rate:+-$rate}
+: "${out:=bench/RESULTS${net:+-$where}.md}"
 cores=$(nproc)
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 
-say() { echo "$(date +%T) $*" >&2; }
 steal() { awk '/^cpu /{print $9}' /proc/stat; }
+load() { cut -d' ' -f1 /proc/loadavg; }
 
-# Figures that were taken in another way, or of another program, are never mixed.
+# Figures that were taken in another way, or of other programs, are never mixed.
 open_data() {
   local key
-  key=$(echo "$sizes $ops $budget $(cksum <"$PERIGEE")" | cksum | cut -d' ' -f1)
-  data=$dir/data/${net:-shm}${rate:+-$rate}-$key
-  if [ $only_report = 1 ] && [ ! -e "$data/finished" ]; then # of an older Perigee, or not at its end
-    data=$(find "$dir/data" -maxdepth 1 -name "${net:-shm}${rate:+-$rate}-*" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)
+  key=$(echo "$sizes $ops $ranks $peers $rounds $budget $(cat "$PERIGEE" bench/peers/*_coll.* | cksum)" | cksum | cut -d' ' -f1)
+  data=$dir/data/$where-$key
+  if [ $part = 1 ]; then
+    data=$(mktemp -d "$dir/part.XXXXXX")
+    trap 'rm -rf "$data"' EXIT
+  elif [ $only_report = 1 ]; then # perhaps of an older Perigee, or not at its end
+    data=$(find "$dir/data" -maxdepth 1 -name "$where-*" -printf '%f %T@ %p\n' | grep -E "^$where-[0-9]+ " | sort -k 2 -n |
+      tail -n 1 | cut -d' ' -f3-)
     [ -n "$data" ] || { echo "compare.sh: no figures in $dir/data" >&2 && exit 1; }
+  elif [ $fresh = 1 ] || [ -e "$data/finished" ]; then
+    rm -rf "$data"
   fi
-  if [ $only_report = 0 ] && { [ $fresh = 1 ] || [ -e "$data/finished" ]; }; then rm -rf "$data"; fi
   mkdir -p "$data"
 }
 
 # ---- programs ---------------------------------------------------------------------------------------------
-
-need() { # packages
-  local missing=() p sudo=()
-  command -v apt-get >/dev/null || return 0
-  for p in "$@"; do
-    dpkg -s "$p" 2>/dev/null | grep -q '^Status: .* installed$' || missing+=("$p")
-  done
-  [ ${#missing[@]} -gt 0 ] || return 0
-  [ "$(id -u)" -eq 0 ] || sudo=(sudo)
-  say "installing ${missing[*]}"
-  "${sudo[@]}" apt-get -qq update >&2
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "${missing[@]}" >&2
-}
 
 newer() { [ ! -e "$2" ] || [ "$1" -nt "$2" ]; }
 
@@ -110,12 +104,13 @@ build_peers() {
   return 0
 }
 
+commit=''
 build_perigee() {
   if [ -z "${PERIGEE-}" ]; then
-    need build-essential cmake ninja-build pkg-config lua5.4 liblua5.4-dev libuv1-dev
-    cmake -S . -B "$dir/perigee" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPERIGEE_TESTS=OFF >/dev/null
-    cmake --build "$dir/perigee" >"$dir/build.log" 2>&1 || { cat "$dir/build.log" >&2 && exit 1; }
+    build_release "$dir/perigee"
     PERIGEE=$dir/perigee/perigee
+    commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+    git diff --quiet HEAD 2>/dev/null || commit="$commit with changes"
   fi
   "$PERIGEE" --version >/dev/null
 }
@@ -123,21 +118,24 @@ build_perigee() {
 # ---- runs -------------------------------------------------------------------------------------------------
 
 # Every figure of a run belongs to one file; it appears when the run has ended. A run that hits its limit keeps the rows
-# that it has printed; one that fails is tried again the next time.
+# that it has printed; one that fails is tried again the next time. The file `runs` has a line for each: name, how it ended, seconds.
 run() { # file limit command...
-  local file=$1 limit=$2 rc=0
+  local file=$1 limit=$2 rc=0 begun=$SECONDS how=ended
   shift 2
   [ -e "$file" ] && return 0
   timeout -k 5 "$limit" "$@" >"$file.part" 2>"$file.log" </dev/null || rc=$?
-  if [ $rc = 0 ] || { [ $rc = 124 ] && [ -s "$file.part" ]; }; then
-    mv "$file.part" "$file" && rm -f "$file.log"
-  else
-    say "FAILED (exit $rc) $(basename "$file"): $(tail -n 1 "$file.log" | cut -c1-160)"
-    rm -f "$file.part"
-  fi
+  if [ $rc = 124 ] && [ -s "$file.part" ]; then how=stopped; elif [ $rc != 0 ]; then how="failed:$rc"; fi
+  echo "$(basename "$file") $how $((SECONDS - begun))" >>"$data/runs"
+  case $how in
+    failed*)
+      say "FAILED (exit $rc) $(basename "$file"): $(tail -n 1 "$file.log" | cut -c1-160)"
+      rm -f "$file.part"
+      ;;
+    *) mv "$file.part" "$file" && rm -f "$file.log" ;;
+  esac
 }
 
-listed() { case ",$ops," in *",$1,"*) return 0 ;; *) return 1 ;; esac; }
+listed() { case ",$1," in *",$2,"*) return 0 ;; *) return 1 ;; esac; }
 
 # Names of the peers' programs: variants that a library does not have are ignored by them.
 peer_ops() {
@@ -167,29 +165,29 @@ perigee_ops() { # each|in_place|b2b|symmetric ranks
   done
 }
 
-wall_of() { # seconds that a peer may start new rows in
-  local factor=1
-  [ $quick = 1 ] || factor=6
-  case "$1" in 2) echo $((15 * factor)) ;; 4) echo $((20 * factor)) ;; *) echo $((40 * factor)) ;; esac
+wall_of() { # seconds in which a peer may start new rows
+  if [ -n "$net" ]; then echo 20; else case "$1" in 2) echo 40 ;; 4) echo 50 ;; *) echo 60 ;; esac fi
 }
 
 perigee() { # round ranks
-  local how flags list limit transport=shm
+  local how flags list limit transport=shm check=1 file
   [ -z "$net" ] || transport=tcp
+  [ "$1" = 1 ] || check=0 # results are compared once
   limit=$((2 * $(wall_of "$2") + 60))
   for how in each in_place b2b symmetric; do
     [ $how != symmetric ] || [ -z "$net" ] || continue
     list=$(perigee_ops $how "$2")
     [ -n "$list" ] || continue
     case $how in in_place) flags=--in-place ;; b2b) flags=--b2b ;; symmetric) flags=--symmetric ;; *) flags='' ;; esac
-    local file=$data/r$1-n$2-perigee-$how.json
+    file=$data/r$1-n$2-perigee-$how.json
     [ ! -e "$file" ] || continue
+    flags="$flags -c $check ${list//$'\n'/ }"
     # shellcheck disable=SC2086
     if [ "$net" = veth ]; then
-      perigee_veth "$file" "$2" "$limit" $flags $list
+      perigee_veth "$file" "$2" "$limit" $flags
     else
       run "$file.out" "$limit" "$PERIGEE" bench -n "$2" --sizes "$sizes" --budget "$budget" --timeout "$limit" \
-        --transport $transport --json "$file.tmp" $flags $list
+        --transport $transport --json "$file.tmp" $flags
     fi
     [ ! -e "$file.tmp" ] || mv "$file.tmp" "$file"
     rm -f "$file.out"
@@ -200,6 +198,7 @@ root_flag=()
 [ "$(id -u)" -ne 0 ] || root_flag=(--allow-run-as-root)
 
 openmpi() { # round ranks name mca...
+  listed "$peers" "$3" || return 0
   local file=$data/r$1-n$2-$3.csv n=$2 wall mca=()
   wall=$(wall_of "$n")
   shift 3
@@ -209,6 +208,7 @@ openmpi() { # round ranks name mca...
 }
 
 mpich() { # round ranks
+  listed "$peers" mpich || return 0
   local wall
   wall=$(wall_of "$2")
   run "$data/r$1-n$2-mpich.csv" $((2 * wall + 30)) mpirun.mpich -n "$2" "$dir/mpi_coll.mpich" --sizes "$sizes" \
@@ -216,6 +216,7 @@ mpich() { # round ranks
 }
 
 gloo() { # round ranks option...
+  listed "$peers" gloo || return 0
   local file=$data/r$1-n$2-gloo.csv n=$2 wall
   wall=$(wall_of "$n")
   shift 2
@@ -230,11 +231,13 @@ space_a=perigee-a space_b=perigee-b addr_a=10.77.0.1 addr_b=10.77.0.2
 drop_spaces() {
   ip netns del $space_a 2>/dev/null || true
   ip netns del $space_b 2>/dev/null || true
+  [ $part = 0 ] || rm -rf "$data"
 }
 
 make_spaces() {
-  drop_spaces
   trap drop_spaces EXIT
+  ip netns del $space_a 2>/dev/null || true
+  ip netns del $space_b 2>/dev/null || true
   ip netns add $space_a
   ip netns add $space_b
   ip link add veth0 netns $space_a type veth peer name veth0 netns $space_b
@@ -271,6 +274,7 @@ perigee_veth() { # file ranks limit word...
 }
 
 openmpi_veth() { # round ranks
+  listed "$peers" openmpi-tcp || return 0
   local half=$(($2 / 2)) wall yield=0
   wall=$(wall_of "$2")
   [ "$2" -le "$cores" ] || yield=1
@@ -285,58 +289,60 @@ openmpi_veth() { # round ranks
 # ---- all of it --------------------------------------------------------------------------------------------
 
 one_round() { # round
-  local n
+  local n begun steal_before
   for n in ${ranks//,/ }; do
+    begun=$SECONDS steal_before=$(steal)
+    perigee "$1" "$n"
     case "$net" in
       '')
-        perigee "$1" "$n"
         openmpi "$1" "$n" openmpi
         openmpi "$1" "$n" openmpi-sm --mca coll_sm_priority 90
         mpich "$1" "$n"
         gloo "$1" "$n"
         ;;
       loopback)
-        perigee "$1" "$n"
         openmpi "$1" "$n" openmpi-tcp --mca pml ob1 --mca btl tcp,self --mca btl_tcp_if_include lo
         gloo "$1" "$n"
         ;;
       veth)
-        perigee "$1" "$n"
         openmpi_veth "$1" "$n"
         gloo "$1" "$n" --netns $space_a,$space_b --iface veth0
         ;;
     esac
-    say "round $1 of $rounds, $n ranks, load $(cut -d' ' -f1 /proc/loadavg), steal $(($(steal) - steal0)) ticks"
+    echo "$((SECONDS - begun)) $(($(steal) - steal_before))" >>"$data/spent"
+    [ $part = 1 ] || say "round $1 of $rounds, $n ranks, $((SECONDS - begun)) s, load $(load), steal $(($(steal) - steal_before)) ticks"
   done
 }
 
 version_of() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || echo unknown; }
 
-conditions() { # what the report says about the run; one key=value per line
+conditions() { # what the report says about the run; one key=value per line, later ones hold
   echo "net=${net:-shared memory}${rate:+, $rate}"
   echo "sizes=$sizes"
   echo "ranks=$ranks"
   echo "rounds=$rounds"
   echo "budget=$budget"
-  echo "perigee=$("$PERIGEE" --version | cut -d' ' -f2) $(git rev-parse --short HEAD 2>/dev/null || true)"
+  echo "peers=$peers"
+  echo "perigee=$("$PERIGEE" --version | cut -d' ' -f2)${commit:+ ($commit)}"
   echo "openmpi=$(version_of openmpi-bin)"
   echo "mpich=$(version_of mpich)"
   echo "gloo=$(version_of libgloo-dev)"
-  echo "steal=$(($(steal) - steal0))"
-  echo "seconds=$(($(date +%s) - started))"
-  echo "load=$load0 at the start, $(cut -d' ' -f1 /proc/loadavg) at the end"
+  echo "sitting=$(date -u +%FT%TZ), load $(load)"
 }
 
 build_perigee
+[ $only_report = 1 ] || build_peers
 open_data
-steal0=$(steal) started=$(date +%s) load0=$(cut -d' ' -f1 /proc/loadavg)
 if [ $only_report = 0 ]; then
-  build_peers
-  awk -v cores="$cores" '{ exit $1 < cores / 4 }' /proc/loadavg && say "the load is $load0: this machine is not quiet"
+  conditions >>"$data/conditions"
+  awk -v cores="$cores" '{ exit $1 < cores / 4 }' /proc/loadavg && say "the load is $(load): this machine is not quiet"
   [ "$net" != veth ] || make_spaces
   for ((round = 1; round <= rounds; round++)); do one_round $round; done
-  conditions >"$data/conditions"
   touch "$data/finished"
 fi
-"$PERIGEE" run -n 1 bench/compare.lua "$data" "$out"
-say "written: $out"
+if [ $part = 1 ]; then
+  "$PERIGEE" run -n 1 bench/compare.lua "$data"
+else
+  "$PERIGEE" run -n 1 bench/compare.lua "$data" "$out"
+  say "written: $out"
+fi

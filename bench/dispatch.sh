@@ -15,6 +15,9 @@ TEXT
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=bench/common.sh
+. bench/common.sh
+
 rounds=3 dir=build/compare torch=1
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -32,28 +35,7 @@ done
 mkdir -p "$dir/dispatch"
 dir=$(cd "$dir" && pwd)
 
-say() { echo "$(date +%T) $*" >&2; }
-
-need() { # packages
-  local missing=() p sudo=()
-  command -v apt-get >/dev/null || return 0
-  for p in "$@"; do
-    dpkg -s "$p" 2>/dev/null | grep -q '^Status: .* installed$' || missing+=("$p")
-  done
-  [ ${#missing[@]} -gt 0 ] || return 0
-  [ "$(id -u)" -eq 0 ] || sudo=(sudo)
-  say "installing ${missing[*]}"
-  "${sudo[@]}" apt-get -qq update >&2
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "${missing[@]}" >&2
-}
-
-build() {
-  need build-essential cmake ninja-build pkg-config lua5.4 liblua5.4-dev libuv1-dev
-  cmake -S . -B "$dir/perigee-bench" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPERIGEE_TESTS=OFF -DPERIGEE_BENCH=ON >/dev/null
-  cmake --build "$dir/perigee-bench" >"$dir/build.log" 2>&1 || { cat "$dir/build.log" >&2 && exit 1; }
-}
-
-build
+build_release "$dir/perigee-bench" -DPERIGEE_BENCH=ON
 [ $torch = 0 ] || need python3-torch libtorch-dev python3-dev pybind11-dev g++
 rm -f "$dir"/dispatch/*.csv
 for ((round = 1; round <= rounds; round++)); do

@@ -1,16 +1,18 @@
 /*
  * Collectives and messages of an MPI, timed as `perigee bench` times its own. Standard MPI only: the source is compiled once for each MPI.
  *
- *   mpirun -n 4 mpi_coll --sizes 8,65536 --ops allreduce,barrier [--budget 20] [--wall 60]
+ *   mpirun -n 4 mpi_coll --sizes 8,65536 --ops allreduce,barrier [--budget 20] [--settle 200] [--wall 60]
  *
  * bytes  = the count argument times the element's 4 bytes: the vector (allreduce, broadcast, reduce), the block of one rank (allgather,
  *          gather, scatter, reduce_scatter), the block for one destination (alltoall), the message (pingpong, bw).
  * time   = each call is timed and followed by a barrier that is not; a rank's figure is its mean, the row's the largest over the
  *          ranks. *_b2b: no barrier between calls, whole loop / calls. pingpong: half a round trip. bw: per message, with a
  *          window in flight. *_ip: MPI_IN_PLACE.
+ * calls  = as many as fill --budget milliseconds, barriers included. Before the first row --settle milliseconds of barriers, so that the
+ *          kernel has spread the ranks over the cores.
  * Sizes are the outer loop, so that a run that is ended early has the small ones. --wall S: no new row after S seconds.
  *
- * CSV on stdout: op,bytes,usec
+ * CSV on stdout: op,bytes,usec; at the end "# rows DONE of PLANNED"
  */
 #include <mpi.h>
 #include <stdint.h>
@@ -22,7 +24,7 @@
 enum {
   SIZES_MAX = 64,
   WINDOW_MAX = 64,
-  CALLS_MAX = 5000
+  CALLS_MAX = 100000
 };
 static const double MEMORY_CAP = 6.5e9; /* bytes of buffers of all ranks */
 
@@ -192,19 +194,35 @@ static double largest(double value) {
   return result;
 }
 
-/* Warm up, find how many calls fill the budget, measure. */
+/* Microseconds that one call takes with the barrier after it: of the slowest rank. */
+static double pace(const op *o, size_t bytes, int iters) {
+  double start = now_us();
+  loop(o, bytes, iters);
+  return largest(now_us() - start) / iters;
+}
+
+/* Warm up, find how many calls fill the budget, measure. Long calls are warm after one. */
 static double measure(const op *o, size_t bytes, double budget_us) {
-  loop(o, bytes, 1);
-  double per = largest(loop(o, bytes, 2));
+  double per = pace(o, bytes, 1);
+  if (per < 50000)
+    per = pace(o, bytes, 2);
   if (per < 2000)
-    per = largest(loop(o, bytes, 10));
-  double width = o->kind == BW ? window_of(bytes) : 1;
-  double calls = budget_us / ((per > 0.05 ? per : 0.05) * width);
-  int least = per * width > 400000 ? 1 : per * width > 50000 ? 2 : 5;
+    per = pace(o, bytes, 10);
+  double calls = budget_us / (per > 0.05 ? per : 0.05);
+  int least = per > 200000 ? 1 : per > 20000 ? 2 : 5;
   int iters = calls < least ? least : calls > CALLS_MAX ? CALLS_MAX : (int)calls;
-  loop(o, bytes, iters > 20 ? iters / 10 : 1);
+  if (iters > 20)
+    loop(o, bytes, iters / 10);
   MPI_Barrier(WORLD);
   return largest(loop(o, bytes, iters));
+}
+
+/* Ranks that have just begun share a core for a while, however many there are. */
+static void settle(double us) {
+  double start = now_us();
+  for (int n = 1; largest(now_us() - start) < us; n = n < 512 ? 2 * n : n)
+    for (int i = 0; i < n; i++)
+      MPI_Barrier(WORLD);
 }
 
 /* ---- arguments ------------------------------------------------------------------------------------ */
@@ -212,7 +230,7 @@ static double measure(const op *o, size_t bytes, double budget_us) {
 typedef struct args {
   size_t sizes[SIZES_MAX];
   int nsizes;
-  double budget_us, wall_us;
+  double budget_us, settle_us, wall_us;
 } args;
 
 static void die(const char *what, const char *value) {
@@ -249,6 +267,8 @@ static void parse(args *a, int argc, char **argv) {
         ops[k].on = is_listed(argv[i + 1], ops[k].name);
     else if (strcmp(argv[i], "--budget") == 0)
       a->budget_us = atof(argv[i + 1]) * 1e3;
+    else if (strcmp(argv[i], "--settle") == 0)
+      a->settle_us = atof(argv[i + 1]) * 1e3;
     else if (strcmp(argv[i], "--wall") == 0)
       a->wall_us = atof(argv[i + 1]) * 1e6;
     else
@@ -292,30 +312,48 @@ static void check(void) {
     die("a wrong", "sum");
 }
 
+static int is_row(const op *o, const args *a, int s) {
+  return o->on && (o->sized ? fits(o, a->sizes[s]) : s == 0);
+}
+
+/* Returns the number of rows that are done. */
+static int measure_all(const args *a) {
+  double start = now_us();
+  int done = 0;
+  for (int s = 0; s < a->nsizes; s++)
+    for (int k = 0; k < OPS; k++) {
+      if (!is_row(&ops[k], a, s))
+        continue;
+      if (largest(now_us() - start) > a->wall_us)
+        return done;
+      double us = measure(&ops[k], a->sizes[s], a->budget_us);
+      if (rank == 0)
+        printf("%s,%zu,%.4f\n", ops[k].name, ops[k].sized ? a->sizes[s] : 0, us);
+      fflush(stdout);
+      done++;
+    }
+  return done;
+}
+
 int main(int argc, char **argv) {
-  args a = {.budget_us = 20000, .wall_us = 1e12};
+  args a = {.budget_us = 20000, .settle_us = 200000, .wall_us = 1e12};
   MPI_Init(&argc, &argv);
   MPI_Comm_rank(WORLD, &rank);
   MPI_Comm_size(WORLD, &nranks);
-  double start = now_us();
   parse(&a, argc, argv);
-  for (int k = 0; k < OPS; k++)
+  int planned = 0;
+  for (int k = 0; k < OPS; k++) {
     if ((ops[k].kind == PINGPONG || ops[k].kind == BW) && nranks != 2)
       ops[k].on = 0;
+    for (int s = 0; s < a.nsizes; s++)
+      planned += is_row(&ops[k], &a, s);
+  }
   allocate(&a);
   check();
-  for (int s = 0; s < a.nsizes; s++)
-    for (int k = 0; k < OPS; k++) {
-      if (!ops[k].on || (!ops[k].sized && s > 0) || (ops[k].sized && !fits(&ops[k], a.sizes[s])))
-        continue;
-      if (largest(now_us() - start) > a.wall_us)
-        goto out;
-      double us = measure(&ops[k], a.sizes[s], a.budget_us);
-      if (rank == 0)
-        printf("%s,%zu,%.4f\n", ops[k].name, ops[k].sized ? a.sizes[s] : 0, us);
-      fflush(stdout);
-    }
-out:
+  settle(a.settle_us);
+  int done = measure_all(&a);
+  if (rank == 0)
+    printf("# rows %d of %d\n", done, planned);
   MPI_Finalize();
   return 0;
 }

@@ -39,8 +39,10 @@ static const char help[] =
     "  --transport WHICH    auto, shm or tcp\n"
     "\n"
     "How\n"
-    "  --iters N            calls per row (default: as many as fill --budget, 5 to 5000)\n"
-    "  --budget MS          milliseconds of calls per row (default 20)\n"
+    "  --settle MS          barriers before the first row, until the ranks have cores (default 200)\n"
+    "  --iters N            calls per row (default: as many as fill --budget, 5 to 100000; fewer of\n"
+    "                       those that take more than 20 ms)\n"
+    "  --budget MS          milliseconds per row, barriers included (default 20)\n"
     "  -w N                 calls before that (default a tenth)\n"
     "  --reps N             repeat everything and show medians of the rows (default 1)\n"
     "  -c 0 | 1             check results, column #wrong (default 1)\n"
@@ -131,6 +133,7 @@ static void put_script(words *w, const perigee__bench_opts *o) {
   put_number(w, "warmup", o->warmup);
   put_number(w, "reps", o->reps);
   put_pair(w, "budget", o->budget);
+  put_number(w, "settle", o->settle_ms);
   put_number(w, "check", o->check);
   put_pair(w, "dtype", o->dtype);
   put_pair(w, "redop", o->redop);

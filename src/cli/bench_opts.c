@@ -146,6 +146,7 @@ typedef struct range {
 enum {
   OPT_ITERS = 256,
   OPT_BUDGET,
+  OPT_SETTLE,
   OPT_REPS,
   OPT_SIZES,
   OPT_BACKEND,
@@ -168,6 +169,7 @@ enum {
 
 static const struct option long_options[] = {{"iters", required_argument, NULL, OPT_ITERS},
                                              {"budget", required_argument, NULL, OPT_BUDGET},
+                                             {"settle", required_argument, NULL, OPT_SETTLE},
                                              {"reps", required_argument, NULL, OPT_REPS},
                                              {"sizes", required_argument, NULL, OPT_SIZES},
                                              {"backend", required_argument, NULL, OPT_BACKEND},
@@ -277,6 +279,8 @@ static int take_option(perigee__bench_opts *o, range *r, int option) {
     return parse_whole("--iters", optarg, 1, 10000000, &o->iters);
   case OPT_REPS:
     return parse_whole("--reps", optarg, 1, 1000, &o->reps);
+  case OPT_SETTLE:
+    return parse_whole("--settle", optarg, 0, 60000, &o->settle_ms);
   case OPT_BUDGET:
     o->budget = optarg;
     return check_above_zero("--budget", optarg);
@@ -352,6 +356,7 @@ int perigee__bench_opts_parse(int argc, char **argv, perigee__bench_opts *opts_p
                            .warmup = -1,
                            .reps = 1,
                            .budget = "20",
+                           .settle_ms = 200,
                            .check = true,
                            .dtype = "f32",
                            .redop = "sum",

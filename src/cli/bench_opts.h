@@ -20,10 +20,11 @@ typedef struct perigee__bench_opts {
   const char *endpoint;               /* NULL: none */
   size_t sizes[PERIGEE__BENCH_SIZES]; /* bytes, ascending as given */
   int nsizes;
+  int settle_ms;      /* barriers before the first row */
   int iters;          /* calls per row; 0: as many as fill the budget */
   int warmup;         /* calls before; -1: a tenth */
   int reps;           /* repetitions of all rows */
-  const char *budget; /* milliseconds of calls per row, a number above 0 */
+  const char *budget; /* milliseconds per row, a number above 0 */
   bool check;
   const char *dtype, *redop;
   int root;

@@ -3,7 +3,7 @@ local json = require "perigee.bench.json"
 local machine = require "perigee.bench.machine"
 
 local lists = { size = true, op = true, load = true }
-local numbers = { size = true, iters = true, warmup = true, reps = true, budget = true, root = true }
+local numbers = { size = true, iters = true, warmup = true, reps = true, budget = true, settle = true, root = true }
 local flags = { check = true, in_place = true, symmetric = true, measure = true }
 
 local function options(words)

@@ -7,8 +7,8 @@ local ops = require "perigee.bench.ops"
 
 local measure = {}
 
-local MEMORY_CAP = 6.5e9 -- bytes of buffers of all ranks
-local MOST_CALLS = 5000  -- of a row, when the budget decides
+local MEMORY_CAP = 6.5e9  -- bytes of buffers of all ranks
+local MOST_CALLS = 100000 -- of a row, when the budget decides
 
 -- ---- calls from a Lua loop: what loop.lua's C loops do, through the methods of the group ------------------
 
@@ -130,24 +130,31 @@ function Row:mean_of(iters)
   return self:agree((self:timed(self:calls(iters))))
 end
 
---- Warm up and find how many calls fill the budget. On all ranks the same.
+-- Microseconds that one call takes with the barrier after it: of the slowest rank.
+function Row:pace(iters)
+  local start = perigee.clock()
+  self:calls(iters)
+  return self:agree((perigee.clock() - start) * 1e6) / iters
+end
+
+--- Warm up and find how many calls fill the budget, barriers included. Long calls are warm after one.
 function Row:calibrate()
   local opts = self.run.opts
-  self:calls(1)
   if opts.iters > 0 then
+    self:calls(1)
     self.iters = opts.iters
     return
   end
-  local per = self:mean_of(2)
-  if per < 2000 then per = self:mean_of(10) end
-  per = math.max(per, 0.05) * (self.width or 1)
-  local least = per > 400000 and 1 or per > 50000 and 2 or 5
-  self.iters = math.max(least, math.min(MOST_CALLS, math.floor(opts.budget * 1000 / per)))
+  local per = self:pace(1)
+  if per < 50000 then per = self:pace(2) end
+  if per < 2000 then per = self:pace(10) end
+  local least = per > 200000 and 1 or per > 20000 and 2 or 5
+  self.iters = math.max(least, math.min(MOST_CALLS, math.floor(opts.budget * 1000 / math.max(per, 0.05))))
 end
 
 function Row:repetition()
   local warmup = self.run.opts.warmup
-  if warmup < 0 then warmup = self.iters > 20 and self.iters // 10 or 1 end
+  if warmup < 0 then warmup = self.iters > 20 and self.iters // 10 or 0 end
   if warmup > 0 then self:calls(warmup) end
   self.run.world:barrier()
   local figures = { self:timed(self:calls(self.iters)) }
@@ -281,8 +288,18 @@ function Run:result(row)
   return r
 end
 
+--- Barriers until the kernel has spread the ranks over the cores: those that have just begun share one for a while.
+function Run:settle()
+  local start, n = perigee.clock(), 1
+  while self.control:allreduce((perigee.clock() - start) * 1000, { op = "max" }) < self.opts.settle do
+    loop.idle(n)(self.world)
+    n = math.min(2 * n, 512)
+  end
+end
+
 --- Run everything; each(result) as soon as a row is known.
 function Run:go(each)
+  self:settle()
   for rep = 1, self.opts.reps do
     for _, row in ipairs(self.rows) do
       self:prepare(row)
