@@ -28,6 +28,7 @@ for i = 1, 5 do columns.overlap[i] = columns.each[i] end
 for _, c in ipairs {
   { "call", "(us)", 10, function(r) return fixed(r.comm_us) end },
   { "compute", "(us)", 10, function(r) return fixed(r.compute_us) end },
+  { "in turn", "(us)", 10, function(r) return fixed(r.turn_us) end },
   { "both", "(us)", 10, function(r) return fixed(r.both_us) end },
   { "hidden", "(%)", 8, function(r) return ("%.0f"):format(100 * r.hidden) end },
   columns.each[9],
@@ -42,7 +43,7 @@ end
 
 function report.header(meta)
   local how = { each = "each call timed, an untimed barrier after it", b2b = "back to back, without barriers",
-    overlap = "submit, compute, wait" }
+    overlap = "compute, call (in turn); submit, compute, wait (both)" }
   local text = {
     ("# perigee %s, %s, %s transport"):format(meta.perigee, meta.backend,
       meta.transport ~= "" and meta.transport or "no"),
