@@ -32,8 +32,10 @@ static int open_engine(perigee__coll *coll, int64_t deadline_ns) {
     int rc = perigee__arena_create(coll->mesh, coll->fate, deadline_ns, &coll->arena);
     if (rc != PERIGEE_ENOSHM)
       return rc;
+    static _Atomic bool said; /* relaxed: what one group cannot have its subgroups cannot either */
     bool wanted = strcmp(perigee__env("PERIGEE_PATH"), "tcp") == 0;
-    perigee__log(wanted ? PERIGEE_LOG_INFO : PERIGEE_LOG_WARN,
+    bool quiet = wanted || atomic_exchange_explicit(&said, true, memory_order_relaxed);
+    perigee__log(quiet ? PERIGEE_LOG_INFO : PERIGEE_LOG_WARN,
                  "group %s: %s: using messages instead", coll->fate->name,
                  perigee__last_error()->message);
   }

@@ -8,9 +8,11 @@
  *
  * UNIX sockets: each dials all lower ranks of its host (a connect succeeds
  * as soon as there is a listener), says who it is, and accepts all higher ones, checking uid and nonce. The lower rank of a pair
- * makes the rings and passes them. No step waits for an answer to an earlier one, so the order cannot deadlock.
+ * makes the rings and passes them, or, when it is refused the memory, a descriptor of something else: then the two use TCP. No step
+ * waits for an answer to an earlier one, so the order cannot deadlock.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
@@ -25,6 +27,7 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "transport/memfd.h"
 #include "transport/mesh_impl.h"
 
@@ -294,11 +297,29 @@ static int receive_ring(const perigee__peer *peer, int64_t deadline_ns, int *fd_
   return 0;
 }
 
+/* A ring for the peer, or what stands for none. */
+static int make_ring(const perigee__mesh *mesh, const perigee__peer *peer, int *fd_p) {
+  static _Atomic bool said; /* relaxed: once is enough, twice does no harm */
+  int rc = perigee__memfd_create("perigee-ring", perigee__ring_pair_bytes(), fd_p);
+  if (rc != PERIGEE_ENOSHM || mesh->transport == PERIGEE_TRANSPORT_SHM)
+    return rc;
+  if (!atomic_exchange_explicit(&said, true, memory_order_relaxed))
+    perigee__log(PERIGEE_LOG_WARN, "%s: messages between this rank and rank %d go over TCP",
+                 perigee__last_error()->message, peer->rank);
+  *fd_p = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  return *fd_p >= 0 ? 0 : perigee__fail_errno(errno, "open /dev/null");
+}
+
+static bool is_ring(int fd) {
+  struct stat st;
+  return fstat(fd, &st) != 0 || S_ISREG(st.st_mode);
+}
+
 static int exchange_ring(perigee__mesh *mesh, perigee__peer *peer, int64_t deadline_ns) {
   int fd = -1;
   if (mesh->transport != PERIGEE_TRANSPORT_TCP) {
     if (mesh->rank < peer->rank) {
-      PERIGEE_TRY(perigee__memfd_create("perigee-ring", perigee__ring_pair_bytes(), &fd));
+      PERIGEE_TRY(make_ring(mesh, peer, &fd));
       int rc = perigee__uds_send_fd(peer->uds, 'r', 0, fd);
       if (rc < 0) {
         close(fd);
@@ -307,6 +328,10 @@ static int exchange_ring(perigee__mesh *mesh, perigee__peer *peer, int64_t deadl
     } else {
       PERIGEE_TRY(receive_ring(peer, deadline_ns, &fd));
     }
+  }
+  if (fd >= 0 && !is_ring(fd)) {
+    close(fd);
+    fd = -1;
   }
   int uds = peer->uds;
   peer->uds = -1;

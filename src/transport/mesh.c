@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/futex.h"
+#include "base/log.h"
 #include "transport/memfd.h"
 #include "transport/mesh_impl.h"
 
@@ -205,7 +206,7 @@ static int local_listen(perigee__mesh *mesh, int *port_p) {
   return perigee__mesh_listen(mesh, "127.0.0.1", port_p);
 }
 
-int perigee__mesh_create_local(int n, perigee__transport transport, perigee__mesh **meshes) {
+static int create_local(int n, perigee__transport transport, perigee__mesh **meshes) {
   int rc = 0, made = 0;
   for (; made < n; made++)
     PERIGEE_TRY_GOTO(perigee__mesh_alloc(made, n, transport, &meshes[made]), err);
@@ -230,6 +231,15 @@ err:
     meshes[made] = NULL;
   }
   return rc;
+}
+
+int perigee__mesh_create_local(int n, perigee__transport transport, perigee__mesh **meshes) {
+  int rc = create_local(n, transport, meshes);
+  if (rc != PERIGEE_ENOSHM || transport != PERIGEE_TRANSPORT_AUTO)
+    return rc;
+  perigee__log(PERIGEE_LOG_WARN, "%s: messages between the ranks go over TCP",
+               perigee__last_error()->message);
+  return create_local(n, PERIGEE_TRANSPORT_TCP, meshes);
 }
 
 /* ---- the end ----------------------------------------------------------------------------------- */

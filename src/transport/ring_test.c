@@ -3,6 +3,8 @@
 /* the above first: cmocka needs what it includes */
 #include <errno.h>
 
+#include "base/available.h"
+#include "base/error.h"
 #include "base/futex.h"
 #include "transport/memfd.h"
 #include "transport/ring.h"
@@ -205,11 +207,22 @@ static void memfd_of_another_size(void **state) {
   fclose(file);
 }
 
+/* Asked for more than there is: told so at once, not by whoever is killed for it. */
+static void memfd_of_too_much(void **state) {
+  (void)state;
+  uint64_t available = perigee__available_memory();
+  int fd = -1;
+  assert_true(available > 0 && available < UINT64_MAX);
+  assert_int_equal(perigee__memfd_create("large", (size_t)available * 2, &fd), PERIGEE_ENOSHM);
+  assert_non_null(strstr(perigee_last_error()->message, " are available"));
+  assert_int_equal(fd, -1);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(stream_of_bytes),       cmocka_unit_test(full_and_empty),
       cmocka_unit_test(kicks_only_who_sleeps), cmocka_unit_test(hostile_positions),
-      cmocka_unit_test(memfd_of_another_size),
+      cmocka_unit_test(memfd_of_another_size), cmocka_unit_test(memfd_of_too_much),
   };
   return run_all("ring", tests, sizeof(tests) / sizeof(tests[0]));
 }
