@@ -128,6 +128,9 @@ void perigee__arena_set_limits(perigee__arena *a) {
           : at_most(at_most(l.direct_min, a->copy_chunk),
                     share >= PERIGEE_CACHE_LINE ? share / PERIGEE_CACHE_LINE * PERIGEE_CACHE_LINE
                                                 : share / 16 * 16);
+  a->pull_broadcast = l.broadcast;
+  a->pull_gather = l.gather;
+  a->pull_allgather = l.allgather;
   a->pull_min = l.pull_min;
   a->pull_max = l.pull_max;
   a->pull_all_min = l.pull_all_min;

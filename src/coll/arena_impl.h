@@ -89,10 +89,16 @@ typedef struct perigee__arena_layout {
   size_t park, status, lines, line_stride, slots, total; /* bytes from the start */
 } perigee__arena_layout;
 
+/** Sizes in bytes, both ends included; none when from is the larger. */
+typedef struct perigee__arena_range {
+  size_t from, to;
+} perigee__arena_range;
+
 /** In bytes. See perigee__arena_limits_for. */
 typedef struct perigee__arena_limits {
   size_t one_shot_max, two_shot_chunk, copy_chunk, direct_min, pull_min, pull_max, pull_all_min,
       symmetric_min;
+  perigee__arena_range broadcast, gather, allgather;
 } perigee__arena_limits;
 
 struct perigee__arena {
@@ -114,7 +120,10 @@ struct perigee__arena {
   size_t two_shot_chunk;
   size_t copy_chunk; /* broadcast, gather, scatter */
   perigee__arena_path path;
-  size_t direct_min;         /* blocks from here on are read where they are, when they can be */
+  size_t
+      direct_min; /* blocks from here on are read where they are: in symmetric memory, alltoall's and scatter's in any */
+  perigee__arena_range pull_broadcast, pull_gather,
+      pull_allgather;        /* so are these, in any memory; none without cma */
   size_t pull_min, pull_max; /* and so are the inputs of a reduce, by system call */
   size_t pull_all_min;       /* of an allreduce, and of a reduce again */
   size_t symmetric_min;      /* the same in symmetric memory */
@@ -170,6 +179,9 @@ static inline perigee__arena_line *perigee__arena_line_at(const perigee__arena *
 static inline char *perigee__arena_slot_at(const perigee__arena *a, int rank, uint32_t epoch) {
   size_t index = (size_t)rank * PERIGEE_ARENA_BUFFERS + epoch % PERIGEE_ARENA_BUFFERS;
   return a->base + a->layout.slots + index * a->buffer_bytes;
+}
+static inline bool perigee__arena_within(perigee__arena_range range, size_t bytes) {
+  return bytes >= range.from && bytes <= range.to;
 }
 /** The epoch after this one. */
 static inline uint32_t perigee__arena_epoch_after(uint32_t epoch) {

@@ -2,8 +2,8 @@
  * Broadcast: the root writes once, all others read.
  *
  *   inline    up to 48 bytes in the root's publish line; one meeting.
- *   direct    the others copy from the root's buffer, which it lends until they have; two meetings, of which the root alone waits for the
- *             second. 2N bytes touched by each of the others.
+ *   direct    where that is quicker (arena_limits.c) the others copy from the root's buffer, which it lends until they have; two
+ *             meetings, of which the root alone waits for the second. 2N bytes touched by each of the others.
  *   chunks    the root stages chunk k + 1 while the others take chunk k; one meeting per chunk. Root 2N bytes touched, others 2N, of
  *             which the reads come from cache.
  */
@@ -42,7 +42,8 @@ static int broadcast_large(perigee__arena *a) {
   const perigee__coll_call *call = a->call;
   bool root = a->me == call->root;
   bool segment = perigee__shm_open_window(a, call->out, call->bytes, NULL, 0);
-  bool direct = a->cma || segment;
+  bool direct = (segment && call->bytes >= a->direct_min) ||
+                perigee__arena_within(a->pull_broadcast, call->bytes);
   if (root && direct)
     a->aux = PERIGEE_SHM_DIRECT;
   else if (root)

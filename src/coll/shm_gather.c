@@ -1,9 +1,10 @@
 /*
  * Gather and allgather: every rank has one block, one rank or all want them all.
  *
- * Blocks of up to 48 bytes travel in the publish line. From direct_min on the takers copy a block from where it is, and its sender waits until
- * they have, in one more meeting. Others are cut into chunks: a rank stages chunk k + 1 of its block while
- * the takers copy chunk k of all blocks. As many meetings as the largest block has chunks. A block's own rank copies it directly.
+ * Blocks of up to 48 bytes travel in the publish line. Where that is quicker (arena_limits.c), and when all senders of more can, the takers copy
+ * blocks from where they are, and the senders wait until they have, in one more meeting. Otherwise blocks are cut into chunks: a rank stages
+ * chunk k + 1 of its block while the takers copy chunk k of all blocks. As many meetings as the largest block has chunks. A block's own
+ * rank copies it directly.
  * Cost for blocks of M bytes: 2M touched by a sender (nothing when it lends), 2(n-1)M + 2M by a taker.
  */
 #include "coll/shm_impl.h"
@@ -46,7 +47,26 @@ static void take_lines(const gather *g) {
   }
 }
 
-/* Some lend; what the others have staged is one chunk, because direct_min is no more than that. */
+/* Whether this rank would have its block read where it is. */
+static bool lends(const gather *g, int root) {
+  perigee__arena *a = g->a;
+  const perigee__coll_call *call = a->call;
+  bool segment = call->in_bytes > PERIGEE_ARENA_INLINE &&
+                 perigee__shm_open_window(a, call->in, call->in_bytes, NULL, 0);
+  return g->sends &&
+         ((segment && call->in_bytes >= a->direct_min) ||
+          perigee__arena_within(root < 0 ? a->pull_allgather : a->pull_gather, call->in_bytes));
+}
+
+/* Whether all who send more than a line holds do. Some may have blocks of another size, or elsewhere. */
+static bool all_lend(const perigee__arena *a, int root) {
+  for (int r = 0; r < a->n; r++)
+    if (r != root &&
+        !(perigee__arena_line_of(a, r)->aux & (PERIGEE_SHM_DIRECT | PERIGEE_SHM_INLINE)))
+      return false;
+  return true;
+}
+
 static int take_direct(const gather *g) {
   perigee__arena *a = g->a;
   for (int i = 1; i < a->n && g->takes; i++) {
@@ -55,8 +75,6 @@ static int take_direct(const gather *g) {
     const perigee__shm_window *w = perigee__shm_window_of(a, r);
     if (perigee__arena_line_of(a, r)->aux & PERIGEE_SHM_DIRECT)
       PERIGEE_TRY(perigee__shm_read_in(a, w, r, block->ptr, w->in, block->bytes));
-    else if (block->bytes > PERIGEE_ARENA_INLINE)
-      perigee__shm_copy(block->ptr, perigee__arena_slot_of(a, r, 0), block->bytes);
   }
   return perigee__shm_end(a, g->sends);
 }
@@ -69,8 +87,7 @@ int perigee__shm_gather(perigee__arena *a, int root) {
   if (inlined)
     perigee__shm_copy(perigee__arena_next_line(a)->payload, call->in, call->in_bytes);
   perigee__shm_announce(a, inlined, call->in_bytes);
-  bool segment = !inlined && perigee__shm_open_window(a, call->in, call->in_bytes, NULL, 0);
-  if (g.sends && call->in_bytes >= a->direct_min && (a->cma || segment))
+  if (lends(&g, root))
     a->aux |= PERIGEE_SHM_DIRECT;
   else
     stage(&g, 0);
@@ -78,7 +95,7 @@ int perigee__shm_gather(perigee__arena *a, int root) {
   PERIGEE_TRY(perigee__shm_check(a, &most));
   take_lines(&g);
   bool lent = (a->aux_any & PERIGEE_SHM_DIRECT) != 0;
-  if (lent && perigee__shm_reach(a))
+  if (lent && all_lend(a, root) && perigee__shm_reach(a))
     return take_direct(&g);
   if (!lent)
     take(&g, 0);
