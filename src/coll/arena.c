@@ -135,6 +135,7 @@ void perigee__arena_set_limits(perigee__arena *a) {
   a->pull_max = l.pull_max;
   a->pull_all_min = l.pull_all_min;
   a->symmetric_min = l.symmetric_min;
+  a->past_min = l.past_min;
 }
 
 static int check_header(const void *base, size_t bytes, const perigee__fate *fate) {

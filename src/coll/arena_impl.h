@@ -97,7 +97,7 @@ typedef struct perigee__arena_range {
 /** In bytes. See perigee__arena_limits_for. */
 typedef struct perigee__arena_limits {
   size_t one_shot_max, two_shot_chunk, copy_chunk, direct_min, pull_min, pull_max, pull_all_min,
-      symmetric_min;
+      symmetric_min, past_min;
   perigee__arena_range broadcast, gather, allgather;
 } perigee__arena_limits;
 
@@ -127,6 +127,7 @@ struct perigee__arena {
   size_t pull_min, pull_max; /* and so are the inputs of a reduce, by system call */
   size_t pull_all_min;       /* of an allreduce, and of a reduce again */
   size_t symmetric_min;      /* the same in symmetric memory */
+  size_t past_min; /* of a rank's inputs and outputs in a call: outputs go past the caches */
   /* reach.h */
   bool cma;      /* every rank can read every other's memory */
   int32_t *pids; /* n */
@@ -142,6 +143,7 @@ struct perigee__arena {
       aux_all;            /* or, and of all ranks' in the last meeting that this rank waited for */
   perigee__reach in, out; /* of the call; set by perigee__shm_reach */
   int64_t work_ns;   /* what the others may take for their part of the call: added to spin_ns */
+  bool past_caches;  /* the call moves so much that outputs are not worth keeping in caches */
   bool crowded;      /* SPIN: a yield was what ended the last wait that took long */
   const void **srcs; /* n, for reductions */
 };

@@ -9,6 +9,7 @@
  *              reducing at the same time wins, until memory is the limit
  *   vast       from here on (caches are too small) that and allreduce read inputs where they are, with a core for each rank
  *   symmetric  reductions in symmetric memory, from here on
+ *   past       what a rank copies into its outputs goes past the caches (tensor/copy.h) when its tensors have this many bytes
  *   broadcast, gather, allgather    blocks of these sizes are read where they are by system call
  *
  * The last three, us for blocks of a size, by system call : through buffers. A core that reads from the other's cache what that has just
@@ -24,6 +25,11 @@
 
 #define NEVER SIZE_MAX
 #define K(_n) ((size_t)(_n) << 10)
+#ifdef PERIGEE_HOSTILE
+#define PAST 256
+#else
+#define PAST K(56 << 10)
+#endif
 #define ALWAYS SIZE_MAX /* to there */
 
 typedef struct row {
@@ -34,15 +40,15 @@ typedef struct row {
 
 /* clang-format off */
 static const row rows[] = {
-    /* spin ranks      one_shot chunk   copy    direct pull   to      vast     symmetric
+    /* spin ranks      one_shot chunk   copy    direct pull   to      vast     symmetric past
                        broadcast         gather            allgather */
-    {true, 2,        {K(32), K(128), K(64),  K(8),  K(8),  K(256), K(4096), K(2),
+    {true, 2,        {K(32), K(128), K(64),  K(8),  K(8),  K(256), K(4096), K(2),  PAST,
                       {K(8), K(3072)},  {K(8), K(768)},   {K(8), ALWAYS}}},
-    {true, 1 << 30,  {K(16), K(128), K(64),  K(8),  K(8),  K(256), K(4096), K(2),
+    {true, 1 << 30,  {K(16), K(128), K(64),  K(8),  K(8),  K(256), K(4096), K(2),  PAST,
                       {K(8), K(3072)},  {K(8), ALWAYS},   {K(8), ALWAYS}}},
-    {false, 4,       {K(64), K(128), K(128), K(64), NEVER, NEVER,  NEVER,   K(16),
+    {false, 4,       {K(64), K(128), K(128), K(64), NEVER, NEVER,  NEVER,   K(16), PAST,
                       {NEVER, 0},       {K(768), ALWAYS}, {K(64), ALWAYS}}},
-    {false, 1 << 30, {K(64), K(128), K(128), K(64), NEVER, NEVER,  NEVER,   K(16),
+    {false, 1 << 30, {K(64), K(128), K(128), K(64), NEVER, NEVER,  NEVER,   K(16), PAST,
                       {NEVER, 0},       {K(768), ALWAYS}, {NEVER, 0}}},
 };
 /* clang-format on */

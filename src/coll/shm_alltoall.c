@@ -31,9 +31,9 @@ static void take(const perigee__arena *a, size_t part, size_t k) {
     if (inlined(a, r))
       continue;
     const perigee__block *block = &a->call->out_blocks[r];
-    perigee__shm_copy((char *)block->ptr + k * part,
-                      perigee__arena_slot_of(a, r, 0) + (size_t)(d - 1) * part,
-                      perigee__shm_piece(block->bytes, k * part, part));
+    perigee__shm_copy_out(a, (char *)block->ptr + k * part,
+                          perigee__arena_slot_of(a, r, 0) + (size_t)(d - 1) * part,
+                          perigee__shm_piece(block->bytes, k * part, part));
   }
 }
 
@@ -80,8 +80,8 @@ int perigee__shm_alltoall(perigee__arena *a) {
   offer(a, part);
   PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
   PERIGEE_TRY(perigee__shm_check(a, &most));
-  perigee__shm_copy(call->out_blocks[a->me].ptr, call->in_blocks[a->me].ptr,
-                    call->in_blocks[a->me].bytes);
+  perigee__shm_copy_out(a, call->out_blocks[a->me].ptr, call->in_blocks[a->me].ptr,
+                        call->in_blocks[a->me].bytes);
   if (a->aux_any & PERIGEE_SHM_INLINE)
     take_lines(a);
   bool lent = (a->aux_any & PERIGEE_SHM_DIRECT) != 0;

@@ -32,7 +32,7 @@ static int broadcast_staged(perigee__arena *a, bool staged) {
       PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
     }
     if (a->me != call->root)
-      perigee__shm_copy(user, perigee__arena_slot_of(a, call->root, 0), now);
+      perigee__shm_copy_out(a, user, perigee__arena_slot_of(a, call->root, 0), now);
   }
   return 0;
 }

@@ -30,8 +30,8 @@ static void take(const gather *g, size_t k) {
     int r = (a->me + i) % a->n;
     const perigee__block *block = &a->call->out_blocks[r];
     if (block->bytes > PERIGEE_ARENA_INLINE)
-      perigee__shm_copy((char *)block->ptr + k * chunk, perigee__arena_slot_of(a, r, 0),
-                        perigee__shm_piece(block->bytes, k * chunk, chunk));
+      perigee__shm_copy_out(a, (char *)block->ptr + k * chunk, perigee__arena_slot_of(a, r, 0),
+                            perigee__shm_piece(block->bytes, k * chunk, chunk));
   }
 }
 
@@ -41,7 +41,7 @@ static void take_lines(const gather *g) {
   for (int r = 0; r < a->n && g->takes; r++) {
     const perigee__block *block = &a->call->out_blocks[r];
     if (r == a->me)
-      perigee__shm_copy(block->ptr, a->call->in, a->call->in_bytes);
+      perigee__shm_copy_out(a, block->ptr, a->call->in, a->call->in_bytes);
     else if (block->bytes <= PERIGEE_ARENA_INLINE)
       perigee__shm_copy(block->ptr, perigee__arena_line_of(a, r)->payload, block->bytes);
   }

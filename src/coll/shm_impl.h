@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "coll/arena_impl.h"
+#include "tensor/copy.h"
 #include "tensor/reduce.h"
 
 PERIGEE_MUST_CHECK int perigee__shm_allreduce(perigee__arena *a);
@@ -116,6 +117,14 @@ static inline bool perigee__shm_again(const perigee__arena *a) {
 static inline void perigee__shm_copy(void *dst, const void *src, size_t bytes) {
   if (bytes > 0 && dst != src)
     memcpy(dst, src, bytes);
+}
+/** Into the user's memory. */
+static inline void perigee__shm_copy_out(const perigee__arena *a, void *dst, const void *src,
+                                         size_t bytes) {
+  if (PERIGEE_UNLIKELY(a->past_caches))
+    perigee__copy_past(dst, src, bytes);
+  else
+    perigee__shm_copy(dst, src, bytes);
 }
 /** Bytes of the piece that starts at offset when pieces are `piece` long. */
 static inline size_t perigee__shm_piece(size_t bytes, size_t offset, size_t piece) {

@@ -41,15 +41,15 @@ static int run(perigee__arena *a, const perigee__coll_call *call) {
   PERIGEE_BUG("no collective of kind %d", (int)call->kind);
 }
 
-/* Time in which a slow rank moves the bytes of the call. */
-static int64_t work_of(const perigee__arena *a, const perigee__coll_call *call) {
+/* Of this rank's tensors. */
+static size_t bytes_of(const perigee__arena *a, const perigee__coll_call *call) {
   size_t bytes = call->count * perigee_dtype_size(call->dtype) + call->bytes + call->in_bytes +
                  call->out_bytes;
   for (int r = 0; r < a->n; r++) {
     bytes += call->in_blocks != NULL ? call->in_blocks[r].bytes : 0;
     bytes += call->out_blocks != NULL ? call->out_blocks[r].bytes : 0;
   }
-  return (int64_t)(bytes / BYTES_PER_NS);
+  return bytes;
 }
 
 int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_error *error_p) {
@@ -59,7 +59,9 @@ int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_
   a->call = call;
   a->error = error_p;
   a->aux = 0;
-  a->work_ns = a->mode == PERIGEE_ARENA_SPIN ? work_of(a, call) : 0;
+  size_t bytes = bytes_of(a, call);
+  a->work_ns = a->mode == PERIGEE_ARENA_SPIN ? (int64_t)(bytes / BYTES_PER_NS) : 0;
+  a->past_caches = bytes >= a->past_min;
   if (PERIGEE_UNLIKELY(perigee__fate_failed(a->fate)))
     return perigee__fate_error(a->fate, call->op, call->shown_seq, false, error_p);
   int rc = run(a, call);

@@ -40,8 +40,8 @@ static void take(const perigee__arena *a, step now) {
   size_t d = (size_t)((a->me - root + a->n) % a->n);
   const char *src = now.at == 0 ? perigee__arena_slot_of(a, root, 0) + (d - 1) * now.most
                                 : perigee__arena_slot_of(a, a->me, 0);
-  perigee__shm_copy((char *)a->call->out + now.at, src,
-                    perigee__shm_piece(a->call->out_bytes, now.at, now.most));
+  perigee__shm_copy_out(a, (char *)a->call->out + now.at, src,
+                        perigee__shm_piece(a->call->out_bytes, now.at, now.most));
 }
 
 static int take_direct(perigee__arena *a) {
@@ -78,7 +78,7 @@ int perigee__shm_scatter(perigee__arena *a) {
   PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
   PERIGEE_TRY(perigee__shm_check(a, &most));
   if (root)
-    perigee__shm_copy(call->out, call->in_blocks[a->me].ptr, call->in_blocks[a->me].bytes);
+    perigee__shm_copy_out(a, call->out, call->in_blocks[a->me].ptr, call->in_blocks[a->me].bytes);
   const perigee__arena_line *line = perigee__arena_line_of(a, call->root);
   if (line->aux & PERIGEE_SHM_INLINE) {
     if (!root)

@@ -97,9 +97,12 @@ static inline void world_path(world *w, perigee__arena_path path) {
   for (int r = 0; r < w->n; r++) {
     perigee__arena *a = w->member[r].arena;
     a->path = path;
-    a->cma = path == PERIGEE_ARENA_PATH_CMA && perigee__reach_probe(a);
-    assert_int_equal(a->cma, path == PERIGEE_ARENA_PATH_CMA);
+    bool cma = path == PERIGEE_ARENA_PATH_CMA || path == PERIGEE_ARENA_PATH_AUTO;
+    a->cma = cma && perigee__reach_probe(a);
+    assert_int_equal(a->cma, cma);
     perigee__arena_set_limits(a);
+    if (a->mode == PERIGEE_ARENA_PARK)
+      a->past_min = 1; /* else only tensors of many MiB */
   }
 }
 

@@ -48,12 +48,13 @@ static void all_values(member *m) {
         try_flavour(m, &flavours[f], lengths[l]);
 }
 
-/* Blocks whose sizes differ by rank, some of them empty, some in the line and some in buffers, some longer than a buffer. */
+/* Blocks whose sizes differ by rank, some of them empty, some in the line, some in buffers, some read where they are, some longer than a
+ * buffer. */
 static void uneven_values(member *m) {
   static const perigee__coll_kind kinds[] = {PERIGEE_COLL_ALLGATHER, PERIGEE_COLL_GATHER,
                                              PERIGEE_COLL_SCATTER, PERIGEE_COLL_REDUCE_SCATTER,
                                              PERIGEE_COLL_ALLTOALL};
-  static const size_t lengths[] = {0, 1, 5, 300, LONG / 3};
+  static const size_t lengths[] = {0, 1, 5, 300, 1500, LONG / 3};
   for (size_t k = 0; k < PERIGEE_COUNT(kinds); k++)
     for (size_t l = 0; l < PERIGEE_COUNT(lengths); l++)
       for (int in_place = 0; in_place < 2; in_place++) {

@@ -108,7 +108,7 @@ int perigee__shm_read_in(perigee__arena *a, const perigee__shm_window *w, int ra
     return 0;
   if (a->in.base == NULL)
     return read_by_call(a, rank, dst, at, bytes);
-  memcpy(dst, perigee__shm_in_at(a, w, rank) + (at - w->in), bytes);
+  perigee__shm_copy_out(a, dst, perigee__shm_in_at(a, w, rank) + (at - w->in), bytes);
   return 0;
 }
 
@@ -118,7 +118,7 @@ int perigee__shm_read_out(perigee__arena *a, const perigee__shm_window *w, int r
     return 0;
   if (a->out.base == NULL)
     return read_by_call(a, rank, dst, at, bytes);
-  memcpy(dst, perigee__shm_out_at(a, w, rank) + (at - w->out), bytes);
+  perigee__shm_copy_out(a, dst, perigee__shm_out_at(a, w, rank) + (at - w->out), bytes);
   return 0;
 }
 

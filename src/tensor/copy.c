@@ -1,12 +1,52 @@
 #include "tensor/copy.h"
 
+#include <stdint.h>
 #include <string.h>
 
-/*
- * memcpy beats non-temporal stores where the reader shares the last-level cache with the writer, which is the
- * case for every copy made today; a policy by size and distance belongs here.
- */
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 void perigee__copy(void *dst, const void *src, size_t bytes) {
   if (bytes > 0 && dst != src)
     memcpy(dst, src, bytes);
 }
+
+/*
+ * Non-temporal stores. Measured (2 cores, GB/s each, both at it, memcpy : this) for blocks of 256 KiB 50:21, 1 MiB 29:23, 2 to 16 MiB 14.5:14.3, 32
+ * MiB 6.9:13.7, 64 MiB 6.7:9.4: they win where memcpy would read what it is about to overwrite from memory.
+ */
+#if defined(__SSE2__)
+enum {
+  LINE = 64
+};
+
+static void stream_lines(char *to, const char *from, size_t lines) {
+  for (; lines > 0; lines--, to += LINE, from += LINE) {
+    __m128i v[4];
+    for (int i = 0; i < 4; i++)
+      v[i] = _mm_loadu_si128((const __m128i *)(const void *)(from + 16 * i));
+    for (int i = 0; i < 4; i++)
+      _mm_stream_si128((__m128i *)(void *)(to + 16 * i), v[i]);
+  }
+  _mm_sfence(); /* such stores are not ordered before a release */
+}
+
+void perigee__copy_past(void *dst, const void *src, size_t bytes) {
+  char *to = dst;
+  const char *from = src;
+  size_t head = (LINE - (uintptr_t)to % LINE) % LINE;
+  if (bytes < head + LINE || dst == src) {
+    perigee__copy(dst, src, bytes);
+    return;
+  }
+  perigee__copy(to, from, head);
+  size_t whole = (bytes - head) / LINE * LINE;
+  stream_lines(to + head, from + head, whole / LINE);
+  perigee__copy(to + head + whole, from + head + whole, bytes - head - whole);
+}
+#else
+void perigee__copy_past(void *dst, const void *src, size_t bytes) {
+  perigee__copy(dst, src, bytes);
+}
+#endif

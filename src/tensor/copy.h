@@ -7,4 +7,10 @@
 /** dst := src; the two are the same or do not overlap. bytes 0 accepts any pointers. */
 void perigee__copy(void *dst, const void *src, size_t bytes);
 
+/**
+ * The same for bytes that are not wanted again before the caches have been through as much as they hold: nothing of dst is read into them
+ * first, or kept in them. Quicker then (see copy.c), slower otherwise. Other threads that are told by a store made afterwards see the bytes.
+ */
+void perigee__copy_past(void *dst, const void *src, size_t bytes);
+
 #endif
