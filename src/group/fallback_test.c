@@ -16,15 +16,6 @@
 
 extern char **environ;
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED
-#endif
-
 enum {
   RANKS = 3,
   NO_FILTERS = 77 /* exit status: the kernel takes no seccomp filter here */
@@ -241,11 +232,12 @@ static void too_much(perigee_group *group, void *arg) {
 }
 static void test_too_much(void **state) { (void)state, with_ranks(2, too_much, NULL); }
 
-/* The sanitizers' allocators would rather end the process. */
-const char *__asan_default_options(void);
+#ifdef SANITIZED /* whose allocators would rather end the process; they look for these by name */
+PERIGEE_API const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "allocator_may_return_null=1"; }
-const char *__tsan_default_options(void);
+PERIGEE_API const char *__tsan_default_options(void);
 const char *__tsan_default_options(void) { return "allocator_may_return_null=1"; }
+#endif
 
 int main(int argc, char **argv) {
   if (argc == 4 && strcmp(argv[1], "rank") == 0)

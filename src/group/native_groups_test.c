@@ -11,14 +11,7 @@
 
 extern char **environ;
 
-#if defined(__SANITIZE_THREAD__)
-#define SLOW
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define SLOW
-#endif
-#endif
-#ifdef PERIGEE_HOSTILE
+#if defined(THREAD_SANITIZED) || defined(PERIGEE_HOSTILE)
 #define SLOW
 #endif
 

@@ -4,15 +4,6 @@
  */
 #include "group/testing.h"
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED
-#endif
-
 /* ---- counting ---------------------------------------------------------------------------------- */
 
 /* volatile: the compiler knows that malloc changes no variable of a program. */

@@ -22,6 +22,17 @@
 #include "base/clock.h"
 #include "base/error.h"
 
+/* gcc says so in one way, clang in another. */
+#ifndef __has_feature
+#define __has_feature(_name) 0
+#endif
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#define THREAD_SANITIZED
+#endif
+#if defined(THREAD_SANITIZED) || defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#define SANITIZED /* malloc is the sanitizer's */
+#endif
+
 #define MS PERIGEE_NS_PER_MS
 /* How late a deadline may be seen. What is promised is 250 ms, by a machine with time to spare; tests share theirs. */
 enum {
