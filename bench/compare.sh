@@ -23,7 +23,7 @@ Everything (8 sizes up to 64 MiB on 2, 4 and 8 ranks, 3 rounds: 35 minutes) goes
   --out FILE.md       default bench/RESULTS.md, over a network bench/RESULTS-<net>[-<rate>].md; FILE.csv has every figure, drawings are
                       beside it
   --fresh             do not go on, begin anew
-  --report            only write the report, from the raw figures of the last run
+  --report            only write the report, from the raw figures of the last run with the same settings, of whatever Perigee
 
 PERIGEE names the command to measure (default: a Release build in DIR). Nothing else should run meanwhile.
 TEXT
@@ -54,7 +54,8 @@ case "$net" in
   *) echo "compare.sh: --net '$net' is neither loopback nor veth" >&2 && exit 2 ;;
 esac
 
-part=0
+part=0 whole=1
+[ -z "$ops$ranks$sizes$peers" ] && [ "$rounds" -ge 3 ] && [ "$budget" -ge 30 ] || whole=0
 [ -z "$ops$ranks$sizes$peers" ] || [ -n "$out" ] || part=1
 if [ -n "$net" ]; then
   : "${ranks:=2,4}" "${ops:=allreduce,broadcast,allgather,reduce_scatter,alltoall,barrier,pingpong,bw}"
@@ -74,16 +75,17 @@ load() { cut -d' ' -f1 /proc/loadavg; }
 
 # Figures that were taken in another way, or of other programs, are never mixed.
 open_data() {
-  local key
-  key=$(echo "$sizes $ops $ranks $peers $rounds $budget $(cat "$PERIGEE" bench/peers/*_coll.* | cksum)" | cksum | cut -d' ' -f1)
-  data=$dir/data/$where-$key
-  if [ $part = 1 ]; then
+  local settings programs
+  settings=$(echo "$sizes $ops $ranks $peers $rounds $budget" | cksum | cut -d' ' -f1)
+  programs=$(cat "$PERIGEE" bench/peers/*_coll.* | cksum | cut -d' ' -f1)
+  data=$dir/data/$where-$settings-$programs
+  if [ $only_report = 1 ]; then # perhaps of an older Perigee, or not at its end
+    data=$(find "$dir/data" -maxdepth 1 -name "$where-$settings-*" -printf '%T@ %p\n' 2>/dev/null | sort -n | tail -n 1 |
+      cut -d' ' -f2-)
+    [ -n "$data" ] || { echo "compare.sh: no figures of such a run in $dir/data" >&2 && exit 1; }
+  elif [ $part = 1 ]; then
     data=$(mktemp -d "$dir/part.XXXXXX")
     trap 'rm -rf "$data"' EXIT
-  elif [ $only_report = 1 ]; then # perhaps of an older Perigee, or not at its end
-    data=$(find "$dir/data" -maxdepth 1 -name "$where-*" -printf '%f %T@ %p\n' | grep -E "^$where-[0-9]+ " | sort -k 2 -n |
-      tail -n 1 | cut -d' ' -f3-)
-    [ -n "$data" ] || { echo "compare.sh: no figures in $dir/data" >&2 && exit 1; }
   elif [ $fresh = 1 ] || [ -e "$data/finished" ]; then
     rm -rf "$data"
   fi
@@ -318,6 +320,8 @@ version_of() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || echo unknown; }
 
 conditions() { # what the report says about the run; one key=value per line, later ones hold
   echo "net=${net:-shared memory}${rate:+, $rate}"
+  echo "whole=$whole"
+  echo "ops=$ops"
   echo "sizes=$sizes"
   echo "ranks=$ranks"
   echo "rounds=$rounds"

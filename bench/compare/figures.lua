@@ -104,11 +104,14 @@ function Data:read_peer(name, round, ranks, who)
     self:put(who, ranks, round, op, tonumber(bytes), tonumber(us))
   end
   local done, planned = text:match "# rows (%d+) of (%d+)"
+  if done and done == planned then return end
+  local op, bytes = text:match "([%w_]+),(%d+),[%d.]+\n[^,]*$"
+  local last = op and (", the last: %s of %s"):format(op, figures.size_text(tonumber(bytes))) or ""
   if not done then
     local _, n = text:gsub("\n", "\n")
-    self:lacks(who, ranks, round, ("ended by its limit after %d rows"):format(n))
-  elseif done ~= planned then
-    self:lacks(who, ranks, round, ("%s of %s rows"):format(done, planned))
+    self:lacks(who, ranks, round, ("ended by its limit after %d rows%s"):format(n, last))
+  else
+    self:lacks(who, ranks, round, ("%s of %s rows%s"):format(done, planned, last))
   end
 end
 

@@ -145,6 +145,10 @@ end
 local function doubts(data)
   local list, c = {}, data.conditions
   local cores = machine.describe().cores
+  if c.whole ~= "1" then
+    list[#list + 1] = ("this is a part of the comparison: %s rounds, %s ms per row, ranks %s, bytes %s, %s, against %s")
+      :format(c.rounds or "?", c.budget or "?", c.ranks or "?", c.sizes or "?", c.ops or "?", c.peers or "?")
+  end
   if not c.finished then list[#list + 1] = "the run did not come to its end" end
   if #c.sittings > 1 then
     list[#list + 1] = ("the run was interrupted and taken up again: %d sittings"):format(#c.sittings)
