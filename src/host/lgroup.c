@@ -6,6 +6,7 @@
 
 #include "group/group.h"
 #include "host/call.h"
+#include "host/hook_log.h"
 #include "host/lcoalesce.h"
 #include "host/lerror.h"
 #include "host/lhook.h"
@@ -153,7 +154,7 @@ static int l_gc(lua_State *L) {
     free(g->retired);
     g->retired = NULL;
     g->n_retired = 0;
-    perigee__lhook_log_unref(g->hook_log);
+    perigee__hook_log_unref(g->hook_log);
     g->hook_log = NULL;
   }
   return 0;

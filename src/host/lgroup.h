@@ -11,7 +11,7 @@ typedef struct perigee__lgroup {
   int rank, nranks;        /* the real ones, whatever layers report */
   perigee_group **retired; /* what it stood for before it was reconfigured; one reference each */
   int n_retired;
-  struct perigee__hook_log *hook_log; /* lhook.h; one reference, NULL before the first hook */
+  struct perigee__hook_log *hook_log; /* hook_log.h; one reference, NULL before the first hook */
 } perigee__lgroup;
 
 /** The group at index 1, also when it is closed. [-0, +0, e] */

@@ -9,22 +9,10 @@
 #include "base/log.h"
 #include "group/hooks.h"
 #include "host/call.h"
+#include "host/hook_log.h"
 #include "host/lerror.h"
 #include "host/lwork.h"
 #include "host/suggest.h"
-
-enum {
-  ERRORS_KEPT = 16 /* of hooks, until they are reported; more are counted */
-};
-#define FLUSH_NS (2 * PERIGEE_NS_PER_SEC)
-
-/* Errors of one group's hooks that nobody was told by wait_for_pending_works yet. Inside, but for refs. */
-typedef struct perigee__hook_log {
-  _Atomic uint32_t refs; /* the group object, and each hook */
-  uint64_t count;
-  int nkept;
-  perigee_error *kept[ERRORS_KEPT]; /* owned, oldest first */
-} hook_log;
 
 /* One registration of a Lua function. */
 typedef struct lhook {
@@ -32,9 +20,9 @@ typedef struct lhook {
   _Atomic uint32_t uses;  /* the C hook, and each entry that is queued: they need the function */
   perigee_interp *interp; /* counted */
   _Atomic(perigee__luaref *)
-      fn;             /* taken out once: by the last use, or by remove (inside, as are calls) */
-  hook_log *log;      /* one reference */
-  perigee_hook *hook; /* one reference, set before the handle is seen */
+      fn;                 /* taken out once: by the last use, or by remove (inside, as are calls) */
+  perigee__hook_log *log; /* one reference */
+  perigee_hook *hook;     /* one reference, set before the handle is seen */
   unsigned events;
   bool completion;        /* registered as c10d's hook: refused calls are none of its business */
   bool removed;           /* inside */
@@ -48,25 +36,11 @@ typedef struct entry {
   const perigee_event *event; /* one reference */
 } entry;
 
-static void log_clear(hook_log *log) {
-  for (int i = 0; i < log->nkept; i++)
-    free(log->kept[i]);
-  log->nkept = 0;
-  log->count = 0;
-}
-
-void perigee__lhook_log_unref(hook_log *log) {
-  /* acq_rel: the last one sees what the others wrote */
-  if (log == NULL || atomic_fetch_sub_explicit(&log->refs, 1, memory_order_acq_rel) != 1)
-    return;
-  log_clear(log);
-  free(log);
-}
-
 static void lhook_unref(lhook *hook) {
-  if (atomic_fetch_sub_explicit(&hook->refs, 1, memory_order_acq_rel) != 1) /* as above */
+  /* acq_rel: the last one sees what the others wrote */
+  if (atomic_fetch_sub_explicit(&hook->refs, 1, memory_order_acq_rel) != 1)
     return;
-  perigee__lhook_log_unref(hook->log);
+  perigee__hook_log_unref(hook->log);
   perigee_hook_unref(hook->hook);
   perigee_interp *interp = hook->interp;
   free(hook);
@@ -138,7 +112,6 @@ static int call_body(lua_State *L) {
 }
 
 static void keep_error(lua_State *L, const entry *e, perigee_error *error) {
-  hook_log *log = e->hook->log;
   if (error->op < 0)
     error->op = e->event->op;
   if (error->seq == 0)
@@ -148,14 +121,7 @@ static void keep_error(lua_State *L, const entry *e, perigee_error *error) {
   if (error->group[0] == '\0')
     snprintf(error->group, sizeof(error->group), "%s", e->event->group);
   e->hook->errors++;
-  log->count++;
-  if (log->nkept < ERRORS_KEPT) {
-    perigee_error *kept = malloc(sizeof(*kept));
-    if (kept != NULL) {
-      *kept = *error;
-      log->kept[log->nkept++] = kept;
-    }
-  }
+  perigee__hook_log_keep(e->hook->log, error);
   char where[48];
   snprintf(where, sizeof(where), "a hook for '%s'", perigee_event_name(e->event->kind));
   perigee__report_error(L, where, error);
@@ -220,13 +186,9 @@ static unsigned event_arg(lua_State *L) {
                      name, perigee__did_you_mean(name, event_names, hint, sizeof(hint)));
 }
 
-static hook_log *log_of(lua_State *L, perigee__lgroup *g) {
-  if (g->hook_log == NULL) {
-    g->hook_log = calloc(1, sizeof(*g->hook_log));
-    if (g->hook_log == NULL)
-      luaL_error(L, "not enough memory");
-    atomic_init(&g->hook_log->refs, 1);
-  }
+static perigee__hook_log *log_of(lua_State *L, perigee__lgroup *g) {
+  if (g->hook_log == NULL && (g->hook_log = perigee__hook_log_create()) == NULL)
+    luaL_error(L, "not enough memory");
   return g->hook_log;
 }
 
@@ -236,7 +198,7 @@ static int register_hook(lua_State *L, perigee__lgroup *g, const char *method, i
   perigee_interp *interp = perigee__interp_here(L);
   if (lua_type(L, fn) != LUA_TFUNCTION)
     perigee__raise_arg(L, method, fn - 1, "function expected, got %s", perigee__type_name(L, fn));
-  hook_log *log = log_of(L, g);
+  perigee__hook_log *log = log_of(L, g);
   perigee__box *handle = perigee__object_new(L, &perigee__type_hook, sizeof(*handle), 0);
   lua_pushvalue(L, fn);
   perigee__luaref *ref = perigee__luaref_create(interp, L);
@@ -245,12 +207,14 @@ static int register_hook(lua_State *L, perigee__lgroup *g, const char *method, i
     perigee__luaref_drop(ref);
     luaL_error(L, "not enough memory");
   }
-  *hook = (lhook){.interp = interp, .log = log, .events = events, .completion = completion};
+  *hook = (lhook){.interp = interp,
+                  .log = perigee__hook_log_ref(log),
+                  .events = events,
+                  .completion = completion};
   atomic_init(&hook->fn, ref);
   atomic_init(&hook->uses, 1);
   atomic_init(&hook->refs, 2);
   perigee__interp_ref(interp);
-  atomic_fetch_add_explicit(&log->refs, 1, memory_order_relaxed);
   handle->ptr = hook;
   perigee_hook_options opts;
   perigee_hook_options_init(&opts);
@@ -350,173 +314,9 @@ static int l_tostring(lua_State *L) {
   return 1;
 }
 
-/* ---- waiting for hooks --------------------------------------------------------------------------- */
-
-/* An entry behind all that is queued: a work that ends when it is its turn. */
-typedef struct barrier {
-  perigee__ready ready;
-  perigee_interp *interp; /* counted */
-  perigee_work *work;     /* one reference */
-} barrier;
-
-static void barrier_free(barrier *b) {
-  perigee_interp *interp = b->interp;
-  perigee_work_unref(b->work);
-  free(b);
-  perigee__interp_unref(interp);
-}
-
-static void barrier_run(perigee__lthread *t, lua_State *L, perigee__ready *ready) {
-  (void)t;
-  (void)L;
-  barrier *b = PERIGEE_CONTAINER_OF(ready, barrier, ready);
-  perigee_future_set_result(b->work);
-  barrier_free(b);
-}
-
-static void barrier_drop(perigee__ready *ready) {
-  barrier *b = PERIGEE_CONTAINER_OF(ready, barrier, ready);
-  perigee_error error;
-  perigee__error_set(&error, PERIGEE_ELUASTATE, "the interpreter was closed");
-  perigee_future_set_error(b->work, &error);
-  barrier_free(b);
-}
-
-/* NULL: no memory. *work_p: one reference for the caller. */
-static barrier *barrier_create(perigee_interp *interp, perigee_work *depends_on,
-                               perigee_work **work_p) {
-  barrier *b = malloc(sizeof(*b));
-  if (b == NULL || perigee_future_create(depends_on, NULL, PERIGEE_NEVER, &b->work) < 0) {
-    free(b);
-    return NULL;
-  }
-  b->ready = (perigee__ready){.run = barrier_run, .drop = barrier_drop};
-  b->interp = interp;
-  perigee__interp_ref(interp);
-  *work_p = perigee_work_ref(b->work);
-  return b;
-}
-
-static void on_quiet(perigee_work *work, void *arg) {
-  (void)work;
-  barrier *b = arg;
-  perigee__ready_push(b->interp, &b->ready);
-}
-
-void perigee__lhook_flush(lua_State *L, perigee_interp *interp, const perigee__lgroup *g) {
-  const perigee__lthread *t = perigee__lthread_here(interp, L);
-  perigee_work *work;
-  barrier *b;
-  if (g->hook_log == NULL || t->callbacks > 0 || (b = barrier_create(interp, NULL, &work)) == NULL)
-    return;
-  perigee__ready_push(interp, &b->ready);
-  (void)perigee__host_wait(interp, L, work, FLUSH_NS); /* a hook that hangs is not waited for */
-  perigee_work_unref(work);
-}
-
-/* A Work that ends when nothing is under way and all hooks have run, on top of the stack. [-0, +1, e] */
-static void push_quiet(lua_State *L, const perigee__lgroup *g) {
-  perigee_interp *interp = perigee__interp_here(L);
-  perigee__lwork *w = perigee__lwork_new(L);
-  perigee_work *fence, *work = NULL;
-  const perigee_group *group = g->box.ptr;
-  perigee__check(L, perigee__hooks_fence(group->hooks, &fence));
-  barrier *b = barrier_create(interp, fence, &work);
-  int rc = b == NULL ? perigee__fail(PERIGEE_ENOMEM, "no memory to wait for pending works")
-                     : perigee_work_on_done(fence, on_quiet, b);
-  perigee_work_unref(fence);
-  w->box.ptr = work;
-  if (rc < 0 && b != NULL)
-    barrier_free(b);
-  perigee__check(L, rc);
-}
-
-/* Raises what went wrong in hooks since the last report. [-0, +0, e] */
-static void report(lua_State *L, hook_log *log) {
-  if (log == NULL || log->count == 0)
-    return;
-  perigee_error first;
-  perigee__error_set(&first, PERIGEE_ENOMEM, "an error that there was no memory to keep");
-  if (log->nkept > 0)
-    first = *log->kept[0];
-  if (log->count > 1) {
-    char text[sizeof(first.message)];
-    snprintf(text, sizeof(text), "%" PRIu64 " errors in hooks, the first: %.400s", log->count,
-             first.message);
-    memcpy(first.message, text, sizeof(text));
-  }
-  perigee__error_push(L, &first);
-  set_integer(L, "count", (lua_Integer)log->count);
-  lua_createtable(L, log->nkept, 0);
-  for (int i = 0; i < log->nkept; i++) {
-    perigee__error_push(L, log->kept[i]);
-    lua_rawseti(L, -2, i + 1);
-  }
-  lua_setfield(L, -2, "errors");
-  log_clear(log);
-  lua_error(L);
-}
-
-/* Stack: group, timeout, deadline, and the two results of a wait. -1: wait again. */
-static int after_wait(lua_State *L) {
-  const perigee__lgroup *g = perigee__lgroup_self(L, "wait_for_pending_works");
-  const perigee_group *group = g->box.ptr;
-  if (!lua_isnil(L, -1)) { /* nil and an error: the time is over */
-    lua_pushfstring(L, "works or hooks of the group are still pending after %f s",
-                    lua_tonumber(L, 2));
-    lua_setfield(L, -2, "message");
-    return 2;
-  }
-  lua_settop(L, 3);
-  if (perigee__hooks_busy(group->hooks)) /* a hook has issued work */
-    return -1;
-  report(L, g->hook_log);
-  lua_pushboolean(L, 1);
-  return 1;
-}
-
-static int wait_loop(lua_State *L);
-
-static int wait_more(lua_State *L, int status, lua_KContext ctx) {
-  (void)status;
-  (void)ctx;
-  int n = after_wait(L);
-  return n >= 0 ? n : wait_loop(L);
-}
-
-static int wait_loop(lua_State *L) {
-  for (;;) {
-    push_quiet(L, perigee__lgroup_self(L, "wait_for_pending_works"));
-    lua_getfield(L, -1, "wait");
-    lua_insert(L, -2);
-    int64_t deadline_ns = (int64_t)lua_tointeger(L, 3);
-    if (deadline_ns == PERIGEE_NEVER)
-      lua_pushnil(L);
-    else
-      lua_pushnumber(L, (double)perigee__time_left(deadline_ns) / 1e9);
-    lua_callk(L, 2, 2, 0, wait_more); /* Work:wait, which may yield */
-    int n = after_wait(L);
-    if (n >= 0)
-      return n;
-  }
-}
-
-/* group:wait_for_pending_works([seconds]) */
-static int l_wait(lua_State *L) {
-  perigee__lgroup_self(L, "wait_for_pending_works");
-  lua_settop(L, 2);
-  int64_t deadline_ns = PERIGEE_NEVER;
-  if (!lua_isnil(L, 2)) {
-    int64_t ns = perigee__seconds_arg(L, 2, "wait_for_pending_works", 1, true);
-    deadline_ns = ns == PERIGEE_TIMEOUT_NONE ? PERIGEE_NEVER : perigee__deadline_in(ns);
-  }
-  lua_pushinteger(L, deadline_ns);
-  return wait_loop(L);
-}
-
 const luaL_Reg perigee__lhook_methods[] = {{"on", l_on},
                                            {"register_on_completion_hook", l_register},
-                                           {"wait_for_pending_works", l_wait},
+                                           {"wait_for_pending_works", perigee__lhook_wait},
                                            {NULL, NULL}};
 
 void perigee__lhook_open(lua_State *L) {

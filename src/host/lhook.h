@@ -15,7 +15,7 @@ PERIGEE_RAISES void perigee__lhook_open(lua_State *L);
 /** The group was closed by this thread, which is inside: run the hooks of what has ended. [-0, +0, m] */
 PERIGEE_RAISES void perigee__lhook_flush(lua_State *L, perigee_interp *interp,
                                          const perigee__lgroup *g);
-/** Errors of a group's hooks; NULL is accepted. Any thread. */
-void perigee__lhook_log_unref(struct perigee__hook_log *log);
+/** group:wait_for_pending_works([seconds]) (lhook_wait.c). [-0, +1 or 2, e] */
+int perigee__lhook_wait(lua_State *L);
 
 #endif
