@@ -1,6 +1,5 @@
 #include "cli/bench_opts.h"
 
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,49 +8,9 @@
 
 #include "base/alloc.h"
 #include "base/error.h"
-#include "base/futex.h"
-#include "cli/opts.h"
+#include "cli/opt_values.h"
 
 /* ---- values ------------------------------------------------------------------------------------------ */
-
-int perigee__bytes_parse(const char *option, const char *text, size_t *bytes_p) {
-  static const char units[] = "KMG";
-  char *end;
-  double value = strtod(text, &end);
-  double scale = 1;
-  const char *unit = *end != '\0' ? strchr(units, *end & ~0x20) : NULL;
-  if (unit != NULL) {
-    for (const char *u = units; u <= unit; u++)
-      scale *= 1024;
-    end++;
-    if (strcmp(end, "B") == 0 || strcmp(end, "iB") == 0)
-      end += strlen(end);
-  }
-  if (end == text || *end != '\0' || !(value * scale >= 1) || value * scale > 1e12)
-    return perigee__fail(PERIGEE_EINVAL, "%s '%s' is not a size such as 8, 64K or 16M", option,
-                         text);
-  *bytes_p = (size_t)(value * scale);
-  return 0;
-}
-
-static int parse_whole(const char *option, const char *text, long min, long max, int *value_p) {
-  char *end;
-  errno = 0;
-  long value = strtol(text, &end, 10);
-  if (errno != 0 || end == text || *end != '\0' || value < min || value > max)
-    return perigee__fail(PERIGEE_EINVAL, "%s '%s' is not a whole number from %ld to %ld", option,
-                         text, min, max);
-  *value_p = (int)value;
-  return 0;
-}
-
-static int check_above_zero(const char *option, const char *text) {
-  char *end;
-  double value = strtod(text, &end);
-  if (end == text || *end != '\0' || !(value > 0) || value > 1e9)
-    return perigee__fail(PERIGEE_EINVAL, "%s '%s' is not a number above 0", option, text);
-  return 0;
-}
 
 static int add_size(perigee__bench_opts *o, size_t bytes) {
   if (o->nsizes == PERIGEE__BENCH_SIZES)
@@ -83,23 +42,6 @@ static int parse_sizes(perigee__bench_opts *o, const char *list) {
   }
   free(copy);
   return rc;
-}
-
-static int append(char ***list_p, int *count_p, char *text) {
-  char **more = realloc(*list_p, ((size_t)*count_p + 1) * sizeof(*more));
-  if (more == NULL)
-    return perigee__fail(PERIGEE_ENOMEM, "no memory for '%s'", text);
-  *list_p = more;
-  more[(*count_p)++] = text;
-  return 0;
-}
-
-static int one_of(const char *option, const char *text, const char *const *names,
-                  const char *shown) {
-  for (; *names != NULL; names++)
-    if (strcmp(text, *names) == 0)
-      return 0;
-  return perigee__fail(PERIGEE_EINVAL, "%s '%s' is none of %s", option, text, shown);
 }
 
 static int check_op(const char *name) {
@@ -192,9 +134,9 @@ static const struct option long_options[] = {{"iters", required_argument, NULL, 
                                              {NULL, 0, NULL, 0}};
 
 static int take_factor(const char *text, double *factor_p) {
-  char *end;
-  double factor = strtod(text, &end);
-  if (end == text || *end != '\0' || !(factor > 1) || factor > 1e9)
+  double factor;
+  PERIGEE_TRY(perigee__number_parse("-f", text, "number", false, &factor));
+  if (!(factor > 1))
     return perigee__fail(PERIGEE_EINVAL, "-f '%s' is not a number above 1", text);
   *factor_p = factor;
   return 0;
@@ -205,8 +147,7 @@ static int take_short(perigee__bench_opts *o, range *r, int option) {
   switch (option) {
   case 'n':
     o->n = optarg;
-    o->ranks = strcmp(optarg, "auto") == 0 ? perigee__usable_cores() : 0;
-    return o->ranks > 0 ? 0 : parse_whole("-n", optarg, 1, PERIGEE__RANKS_MAX, &o->ranks);
+    return perigee__count_parse(optarg, &o->ranks);
   case 'b':
     return perigee__bytes_parse("-b", optarg, &r->first);
   case 'e':
@@ -214,9 +155,9 @@ static int take_short(perigee__bench_opts *o, range *r, int option) {
   case 'f':
     return take_factor(optarg, &r->factor);
   case 'w':
-    return parse_whole("-w", optarg, 0, 1000000, &o->warmup);
+    return perigee__int_parse("-w", optarg, 0, 1000000, &o->warmup);
   case 'c':
-    PERIGEE_TRY(parse_whole("-c", optarg, 0, 1, &flag));
+    PERIGEE_TRY(perigee__int_parse("-c", optarg, 0, 1, &flag));
     o->check = flag != 0;
     return 0;
   case 'd':
@@ -226,9 +167,9 @@ static int take_short(perigee__bench_opts *o, range *r, int option) {
     o->redop = optarg;
     return 0;
   case 'r':
-    return parse_whole("-r", optarg, 0, PERIGEE__RANKS_MAX * 16, &o->root);
+    return perigee__int_parse("-r", optarg, 0, PERIGEE__RANKS_MAX * 16, &o->root);
   case 'x':
-    return append(&o->exports, &o->nexports, optarg);
+    return perigee__export_add(&o->exports, &o->nexports, optarg);
   default: /* 'h' */
     o->help = true;
     return 0;
@@ -238,16 +179,17 @@ static int take_short(perigee__bench_opts *o, range *r, int option) {
 static int take_run(perigee__bench_opts *o, int option) {
   static const char *const transports[] = {"auto", "shm", "tcp", NULL};
   static const char *const callers[] = {"c", "lua", NULL};
+  int which;
   switch (option) {
   case OPT_BACKEND:
     o->backend = optarg;
     return 0;
   case OPT_LOAD:
     PERIGEE_TRY(check_file("--load", optarg));
-    return append(&o->loads, &o->nloads, optarg);
+    return perigee__texts_add(&o->loads, &o->nloads, optarg);
   case OPT_TRANSPORT:
     o->transport = optarg;
-    return one_of("--transport", optarg, transports, "auto, shm, tcp");
+    return perigee__name_parse("--transport", optarg, transports, &which);
   case OPT_IN_PLACE:
     o->in_place = true;
     return 0;
@@ -261,12 +203,13 @@ static int take_run(perigee__bench_opts *o, int option) {
     o->overlap = true;
     return 0;
   case OPT_FROM:
-    o->from_lua = strcmp(optarg, "lua") == 0;
-    return one_of("--from", optarg, callers, "c, lua");
+    PERIGEE_TRY(perigee__name_parse("--from", optarg, callers, &which));
+    o->from_lua = which == 1;
+    return 0;
   case OPT_NNODES:
-    return parse_whole("--nnodes", optarg, 1, PERIGEE__RANKS_MAX, &o->nnodes);
+    return perigee__int_parse("--nnodes", optarg, 1, PERIGEE__RANKS_MAX, &o->nnodes);
   case OPT_NODE_RANK:
-    return parse_whole("--node-rank", optarg, 0, PERIGEE__RANKS_MAX - 1, &o->node_rank);
+    return perigee__int_parse("--node-rank", optarg, 0, PERIGEE__RANKS_MAX - 1, &o->node_rank);
   default: /* OPT_ENDPOINT */
     o->endpoint = optarg;
     return 0;
@@ -274,19 +217,20 @@ static int take_run(perigee__bench_opts *o, int option) {
 }
 
 static int take_option(perigee__bench_opts *o, range *r, int option) {
+  double number; /* handed on as it was written */
   switch (option) {
   case OPT_ITERS:
-    return parse_whole("--iters", optarg, 1, 10000000, &o->iters);
+    return perigee__int_parse("--iters", optarg, 1, 10000000, &o->iters);
   case OPT_REPS:
-    return parse_whole("--reps", optarg, 1, 1000, &o->reps);
+    return perigee__int_parse("--reps", optarg, 1, 1000, &o->reps);
   case OPT_SETTLE:
-    return parse_whole("--settle", optarg, 0, 60000, &o->settle_ms);
+    return perigee__int_parse("--settle", optarg, 0, 60000, &o->settle_ms);
   case OPT_BUDGET:
     o->budget = optarg;
-    return check_above_zero("--budget", optarg);
+    return perigee__number_parse("--budget", optarg, "number", false, &number);
   case OPT_TIMEOUT:
     o->timeout = optarg;
-    return check_above_zero("--timeout", optarg);
+    return perigee__number_parse("--timeout", optarg, "number of seconds", false, &number);
   case OPT_SIZES:
     r->list = optarg;
     return 0;
@@ -328,17 +272,12 @@ static int check_together(perigee__bench_opts *o, const range *r) {
 
 static int parse_into(int argc, char **argv, perigee__bench_opts *o) {
   range r = {.first = 8, .last = (size_t)64 << 20, .factor = 2};
-  optind = 0; /* glibc: start afresh */
-  opterr = 0;
+  perigee__options_start();
   for (;;) {
-    int at = optind > 0 ? optind : 1;
-    int option = getopt_long(argc, argv, ":n:b:e:f:w:c:d:o:r:x:h", long_options, NULL);
+    int option;
+    PERIGEE_TRY(perigee__option_next(argc, argv, ":n:b:e:f:w:c:d:o:r:x:h", long_options, &option));
     if (option == -1)
       break;
-    if (option == '?')
-      return perigee__fail(PERIGEE_EINVAL, "unknown option '%s'", argv[at]);
-    if (option == ':')
-      return perigee__fail(PERIGEE_EINVAL, "option '%s' needs a value", argv[at]);
     PERIGEE_TRY(take_option(o, &r, option));
     if (o->help)
       return 0;

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "base/attr.h"
+#include "cli/opt_values.h"
 
 enum {
   PERIGEE__BENCH_SIZES = 64
@@ -44,8 +45,5 @@ typedef struct perigee__bench_opts {
 PERIGEE_MUST_CHECK int perigee__bench_opts_parse(int argc, char **argv,
                                                  perigee__bench_opts *opts_p);
 void perigee__bench_opts_fini(perigee__bench_opts *opts);
-
-/** "8", "64K", "1.5M", "2G" (powers of 1024) as bytes. Errors: EINVAL naming the option. */
-PERIGEE_MUST_CHECK int perigee__bytes_parse(const char *option, const char *text, size_t *bytes_p);
 
 #endif

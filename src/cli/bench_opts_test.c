@@ -76,9 +76,37 @@ static void too_many_sizes(void **state) {
   assert_non_null(strstr(perigee_last_error()->message, "64 sizes"));
 }
 
+static void refused(void **state) {
+  (void)state;
+  static const char *const cases[][3] = {
+      {"-n", "0", "-n '0'"},
+      {"-n", "some", "-n 'some' is neither 'auto' nor"},
+      {"-f", "1", "-f '1' is not a number above 1"},
+      {"-x", "NAME", "-x 'NAME' is not NAME=VALUE"},
+      {"-c", "2", "-c '2'"},
+      {"--budget", "0", "--budget '0' is not a number above 0"},
+      {"--timeout", "soon", "--timeout 'soon' is not a number of seconds above 0"},
+      {"--transport", "ib", "--transport 'ib' is none of auto, shm, tcp"},
+      {"--from", "perl", "--from 'perl' is none of c, lua"},
+      {"--load", "/nowhere/x.lua", "--load: cannot read '/nowhere/x.lua'"},
+      {"-r", "2", "-r 2: with 2 ranks the last is 1"},
+      {"--wrong", "1", "unknown option '--wrong'"},
+      {"bw", "-n", "option '-n' needs a value"},
+      {"bw", "--sizes", "option '--sizes' needs a value"},
+      {"bw", "--wrong", "unknown option '--wrong'"},
+      {"bw", "-qz", "unknown option '-q'"},
+      {"bw", "--b2b=1", "unknown option '--b2b=1'"},
+  };
+  for (size_t i = 0; i < PERIGEE_COUNT(cases); i++) {
+    perigee__bench_opts o;
+    assert_int_equal(PERIGEE_EINVAL, PARSE(&o, cases[i][0], cases[i][1]));
+    assert_non_null(strstr(perigee_last_error()->message, cases[i][2]));
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(sizes), cmocka_unit_test(a_range),
                                      cmocka_unit_test(a_list_goes_before_the_range),
-                                     cmocka_unit_test(too_many_sizes)};
+                                     cmocka_unit_test(too_many_sizes), cmocka_unit_test(refused)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

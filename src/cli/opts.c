@@ -1,57 +1,12 @@
 #include "cli/opts.h"
 
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/error.h"
-#include "base/futex.h"
-
-static int parse_int(const char *option, const char *text, int min, int max, int *value_p) {
-  char *end;
-  errno = 0;
-  long value = strtol(text, &end, 10);
-  if (errno != 0 || end == text || *end != '\0' || value < min || value > max)
-    return perigee__fail(PERIGEE_EINVAL, "%s '%s' is not a whole number from %d to %d", option,
-                         text, min, max);
-  *value_p = (int)value;
-  return 0;
-}
-
-static int parse_seconds(const char *option, const char *text, bool zero, int64_t *ns_p) {
-  char *end;
-  double value = strtod(text, &end);
-  if (end == text || *end != '\0' || !(value >= 0) || (!zero && value == 0) || value > 1e9)
-    return perigee__fail(PERIGEE_EINVAL, "%s '%s' is not a number of seconds%s", option, text,
-                         zero ? "" : " above 0");
-  *ns_p = (int64_t)(value * (double)PERIGEE_NS_PER_SEC);
-  return 0;
-}
-
-static int parse_count(const char *text, int *n_p) {
-  if (strcmp(text, "auto") == 0) {
-    *n_p = perigee__usable_cores();
-    return 0;
-  }
-  if (parse_int("-n", text, 1, PERIGEE__RANKS_MAX, n_p) < 0)
-    return perigee__fail(PERIGEE_EINVAL,
-                         "-n '%s' is neither 'auto' nor a whole number from 1 to %d", text,
-                         PERIGEE__RANKS_MAX);
-  return 0;
-}
-
-static int parse_prefix(const char *text, perigee__prefix *prefix_p) {
-  static const char *const names[] = {"auto", "always", "never"};
-  for (int i = 0; i < (int)PERIGEE_COUNT(names); i++) {
-    if (strcmp(text, names[i]) == 0) {
-      *prefix_p = (perigee__prefix)i;
-      return 0;
-    }
-  }
-  return perigee__fail(PERIGEE_EINVAL, "--prefix '%s' is none of auto, always, never", text);
-}
+#include "cli/opt_values.h"
 
 int perigee__endpoint_parse(const char *text, char **host_p, int *port_p) {
   const char *colon = strrchr(text, ':');
@@ -66,7 +21,7 @@ int perigee__endpoint_parse(const char *text, char **host_p, int *port_p) {
   if (colon == NULL || host == host_end)
     return perigee__fail(PERIGEE_EINVAL, "--endpoint '%s' is not host:port", text);
   int port;
-  if (parse_int("--endpoint: port", colon + 1, 1, 65535, &port) < 0)
+  if (perigee__int_parse("--endpoint: port", colon + 1, 1, 65535, &port) < 0)
     return PERIGEE_EINVAL;
   char *copy = perigee__format("%.*s", (int)(host_end - host), host);
   if (copy == NULL)
@@ -107,18 +62,6 @@ int perigee__ranks_parse(const char *text, int world, bool *set) {
   return perigee__fail(PERIGEE_EINVAL, "--ranks '%s' is not a list of ranks such as 0,3-5", text);
 }
 
-static int add_export(perigee__run_opts *o, char *text) {
-  const char *equals = strchr(text, '=');
-  if (equals == NULL || equals == text)
-    return perigee__fail(PERIGEE_EINVAL, "-x '%s' is not NAME=VALUE", text);
-  char **more = realloc(o->exports, ((size_t)o->nexports + 1) * sizeof(*more));
-  if (more == NULL)
-    return perigee__fail(PERIGEE_ENOMEM, "no memory for the environment");
-  o->exports = more;
-  o->exports[o->nexports++] = text;
-  return 0;
-}
-
 enum {
   OPT_NNODES = 256,
   OPT_NODE_RANK,
@@ -143,19 +86,34 @@ static const struct option long_options[] = {{"nnodes", required_argument, NULL,
                                              {"help", no_argument, NULL, 'h'},
                                              {NULL, 0, NULL, 0}};
 
+static int take_prefix(const char *text, perigee__prefix *prefix_p) {
+  static const char *const names[] = {"auto", "always", "never", NULL};
+  int which;
+  PERIGEE_TRY(perigee__name_parse("--prefix", text, names, &which));
+  *prefix_p = (perigee__prefix)which;
+  return 0;
+}
+
+static int take_seconds(const char *option, const char *text, bool zero, int64_t *ns_p) {
+  double seconds;
+  PERIGEE_TRY(perigee__number_parse(option, text, "number of seconds", zero, &seconds));
+  *ns_p = (int64_t)(seconds * (double)PERIGEE_NS_PER_SEC);
+  return 0;
+}
+
 static int take_option(perigee__run_opts *o, int option) {
   switch (option) {
   case 'n':
-    return parse_count(optarg, &o->n);
+    return perigee__count_parse(optarg, &o->n);
   case 'x':
-    return add_export(o, optarg);
+    return perigee__export_add(&o->exports, &o->nexports, optarg);
   case 'h':
     o->help = true;
     return 0;
   case OPT_NNODES:
-    return parse_int("--nnodes", optarg, 1, PERIGEE__RANKS_MAX, &o->nnodes);
+    return perigee__int_parse("--nnodes", optarg, 1, PERIGEE__RANKS_MAX, &o->nnodes);
   case OPT_NODE_RANK:
-    return parse_int("--node-rank", optarg, 0, PERIGEE__RANKS_MAX - 1, &o->node_rank);
+    return perigee__int_parse("--node-rank", optarg, 0, PERIGEE__RANKS_MAX - 1, &o->node_rank);
   case OPT_ENDPOINT:
     free(o->host);
     o->host = NULL;
@@ -167,11 +125,11 @@ static int take_option(perigee__run_opts *o, int option) {
     o->ranks_text = optarg;
     return 0;
   case OPT_PREFIX:
-    return parse_prefix(optarg, &o->prefix);
+    return take_prefix(optarg, &o->prefix);
   case OPT_TIMEOUT:
-    return parse_seconds("--timeout", optarg, false, &o->timeout_ns);
+    return take_seconds("--timeout", optarg, false, &o->timeout_ns);
   case OPT_GRACE:
-    return parse_seconds("--grace", optarg, true, &o->grace_ns);
+    return take_seconds("--grace", optarg, true, &o->grace_ns);
   case OPT_KEEP_GOING:
     o->keep_going = true;
     return 0;
@@ -206,17 +164,12 @@ static int check_together(perigee__run_opts *o) {
 }
 
 static int parse_into(int argc, char **argv, perigee__run_opts *o) {
-  optind = 0; /* glibc: start afresh */
-  opterr = 0;
+  perigee__options_start();
   for (;;) {
-    int at = optind > 0 ? optind : 1;
-    int option = getopt_long(argc, argv, "+:n:x:h", long_options, NULL);
+    int option;
+    PERIGEE_TRY(perigee__option_next(argc, argv, "+:n:x:h", long_options, &option));
     if (option == -1)
       break;
-    if (option == '?')
-      return perigee__fail(PERIGEE_EINVAL, "unknown option '%s'", argv[at]);
-    if (option == ':')
-      return perigee__fail(PERIGEE_EINVAL, "option '%s' needs a value", argv[at]);
     PERIGEE_TRY(take_option(o, option));
     if (o->help)
       return 0;
@@ -246,7 +199,7 @@ void perigee__run_opts_fini(perigee__run_opts *opts) {
   free(opts->host);
   free(opts->shown);
   free(opts->exports);
+  opts->exports = NULL;
   opts->host = NULL;
   opts->shown = NULL;
-  opts->exports = NULL;
 }

@@ -6,16 +6,13 @@
 #include <stdint.h>
 
 #include "base/attr.h"
+#include "cli/opt_values.h"
 
 typedef enum perigee__prefix {
   PERIGEE__PREFIX_AUTO, /* when the world has more than one rank */
   PERIGEE__PREFIX_ALWAYS,
   PERIGEE__PREFIX_NEVER
 } perigee__prefix;
-
-enum {
-  PERIGEE__RANKS_MAX = 4096
-};
 
 /** Strings are borrowed from argv except where noted. */
 typedef struct perigee__run_opts {
