@@ -1,15 +1,13 @@
 -- Known values into tensors, and counting what differs from the definition afterwards.
 --
--- Values are small whole numbers, exact in every dtype together with the sums over the ranks; they repeat with a
--- prime period, so that a block in the wrong place is seen, and large tensors are handled piece by piece.
-local perigee = require "perigee"
+-- They are small whole numbers, exact in every dtype together with the sums over any number of ranks. Large tensors are
+-- handled piece by piece.
+local values_of = require "perigee.bench.values"
 
 local check = {}
 
-local PERIOD = 97
+local PERIOD = values_of.PERIOD
 local PIECE = PERIOD * 1024 -- elements; also bounds the memory that a check takes
-
-local COMPLEX = { c64 = true, c128 = true }
 
 -- Contribution of one rank to element i of a reduction. avg: the deviations from a common value cancel over the ranks.
 local function term(redop, size, rank, salt, i)
@@ -22,23 +20,6 @@ local function term(redop, size, rank, salt, i)
   return (i * 7 + rank * 3 + salt * 5) % room
 end
 
-local fold = {
-  sum = function(a, b) return a + b end,
-  product = function(a, b) return a * b end,
-  min = math.min,
-  max = math.max,
-  band = function(a, b) return a & b end,
-  bor = function(a, b) return a | b end,
-  bxor = function(a, b) return a ~ b end,
-}
-fold.avg = fold.sum
-
--- bool: sum is or, product is and; the rest works on 0 and 1 as it is.
-local function bool_fold(redop)
-  if redop == "sum" then return fold.max end
-  return redop == "product" and fold.min or fold[redop]
-end
-
 -- What a rank contributes: values(i) for i = 0 .. PERIOD - 1.
 function check.contribution(dtype, redop, size, rank, salt)
   return function(i)
@@ -48,14 +29,10 @@ function check.contribution(dtype, redop, size, rank, salt)
 end
 
 function check.reduction(dtype, redop, size, salt)
-  local f = dtype == "bool" and bool_fold(redop) or fold[redop]
   return function(i)
-    local acc
-    for rank = 0, size - 1 do
-      local v = check.contribution(dtype, redop, size, rank, salt)(i)
-      acc = acc == nil and v or f(acc, v)
-    end
-    return redop == "avg" and acc // size or acc
+    return values_of.reduced(dtype, redop, size, function(rank)
+      return check.contribution(dtype, redop, size, rank, salt)(i)
+    end)
   end
 end
 
@@ -67,24 +44,11 @@ function check.moved(dtype, source, destination)
   end
 end
 
--- n elements with these values, n <= PIECE.
-local function piece(dtype, values, n)
-  local block = {}
-  for i = 0, PERIOD - 1 do
-    local v = values(i)
-    if COMPLEX[dtype] then v = { v, v == 0 and 0 or -v } end -- no -0
-    block[i + 1] = v
-  end
-  local bytes = perigee.tensor(dtype, block):tobytes()
-  local size = #bytes // PERIOD
-  return perigee.tensor(dtype, bytes:rep((n + PERIOD - 1) // PERIOD):sub(1, n * size), { n })
-end
-
 -- f(part of tensor, same part of the values) for all of a flat tensor
 local function in_pieces(tensor, values, f)
   local n = tensor.numel
   if n == 0 then return end
-  local whole = piece(tensor.dtype, values, math.min(n, PIECE))
+  local whole = values_of.tensor(tensor.dtype, values_of.period(tensor.dtype, values), math.min(n, PIECE))
   for at = 0, n - 1, PIECE do
     local len = math.min(PIECE, n - at)
     f(tensor:narrow(1, at + 1, len), len == #whole and whole or whole:narrow(1, 1, len))
