@@ -6,8 +6,8 @@ usage() {
   cat <<'TEXT'
 Usage: bench/compare.sh [OPTIONS]
 
-Everything (8 sizes up to 64 MiB on 2, 4 and 8 ranks, 3 rounds: 35 minutes) goes to bench/RESULTS.md. A part of it, asked for with --ops,
---ranks, --sizes or --peers, is printed when it is done and leaves no files, unless --out is given.
+Everything (8 sizes up to 64 MiB on 2, 4 and 8 ranks, 3 rounds: 20 minutes; over a network 2 to 5) goes to bench/RESULTS.md. A part of
+it, asked for with --ops, --ranks, --sizes or --peers, is printed when it is done and leaves no files, unless --out is given.
 
   --ops LIST          of allreduce broadcast reduce allgather reduce_scatter alltoall gather scatter barrier pingpong bw
   --ranks LIST        default 2,4,8; over a network 2,4
@@ -73,6 +73,19 @@ dir=$(cd "$dir" && pwd)
 steal() { awk '/^cpu /{print $9}' /proc/stat; }
 load() { cut -d' ' -f1 /proc/loadavg; }
 
+# What this script has started and made, however it ends. `timeout` puts a program into a process group of its own: it does
+# not hear of a ^C by itself.
+children='' data='' spaces=0
+leave() {
+  # shellcheck disable=SC2086
+  if [ -n "$children" ]; then kill $children 2>/dev/null || true; wait $children || true; fi
+  [ $spaces = 0 ] || drop_spaces
+  [ $part = 0 ] || rm -rf "$data"
+}
+trap leave EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
 # Figures that were taken in another way, or of other programs, are never mixed.
 open_data() {
   local settings programs
@@ -85,7 +98,6 @@ open_data() {
     [ -n "$data" ] || { echo "compare.sh: no figures of such a run in $dir/data" >&2 && exit 1; }
   elif [ $part = 1 ]; then
     data=$(mktemp -d "$dir/part.XXXXXX")
-    trap 'rm -rf "$data"' EXIT
   elif [ $fresh = 1 ] || [ -e "$data/finished" ]; then
     rm -rf "$data"
   fi
@@ -125,7 +137,10 @@ run() { # file limit command...
   local file=$1 limit=$2 rc=0 begun=$SECONDS how=ended
   shift 2
   [ -e "$file" ] && return 0
-  timeout -k 5 "$limit" "$@" >"$file.part" 2>"$file.log" </dev/null || rc=$?
+  timeout -k 5 "$limit" "$@" >"$file.part" 2>"$file.log" </dev/null &
+  children="$children $!"
+  wait $! || rc=$?
+  children=${children% *}
   if [ $rc = 124 ] && [ -s "$file.part" ]; then how=stopped; elif [ $rc != 0 ]; then how="failed:$rc"; fi
   echo "$(basename "$file") $how $((SECONDS - begun))" >>"$data/runs"
   case $how in
@@ -139,10 +154,18 @@ run() { # file limit command...
 
 listed() { case ",$1," in *",$2,"*) return 0 ;; *) return 1 ;; esac; }
 
-# Names of the peers' programs: variants that a library does not have are ignored by them.
+# Names of the peers' programs, with the variants that figures.lua has a use for; those that a library does not have are
+# ignored by it.
 peer_ops() {
   local list='' op
-  for op in ${ops//,/ }; do list+=",$op,${op}_ip,${op}_b2b,${op}_bcube_ip"; done
+  for op in ${ops//,/ }; do
+    list+=",$op"
+    case $op in
+      allreduce) list+=,allreduce_ip,allreduce_b2b,allreduce_bcube_ip ;;
+      reduce | allgather | reduce_scatter) list+=",${op}_ip" ;;
+      barrier) list+=,barrier_b2b ;;
+    esac
+  done
   echo "${list#,}"
 }
 
@@ -183,6 +206,7 @@ perigee() { # round ranks
     case $how in in_place) flags=--in-place ;; b2b) flags=--b2b ;; symmetric) flags=--symmetric ;; *) flags='' ;; esac
     file=$data/r$1-n$2-perigee-$how.json
     [ ! -e "$file" ] || continue
+    [ -e "$file.out" ] || rm -f "$file.tmp" # of a run that was interrupted
     flags="$flags -c $check ${list//$'\n'/ }"
     # shellcheck disable=SC2086
     if [ "$net" = veth ]; then
@@ -233,13 +257,11 @@ space_a=perigee-a space_b=perigee-b addr_a=10.77.0.1 addr_b=10.77.0.2
 drop_spaces() {
   ip netns del $space_a 2>/dev/null || true
   ip netns del $space_b 2>/dev/null || true
-  [ $part = 0 ] || rm -rf "$data"
 }
 
 make_spaces() {
-  trap drop_spaces EXIT
-  ip netns del $space_a 2>/dev/null || true
-  ip netns del $space_b 2>/dev/null || true
+  spaces=1
+  drop_spaces
   ip netns add $space_a
   ip netns add $space_b
   ip link add veth0 netns $space_a type veth peer name veth0 netns $space_b
@@ -269,9 +291,11 @@ perigee_veth() { # file ranks limit word...
   timeout -k 5 "$limit" ip netns exec $space_b "$PERIGEE" bench --node-rank 1 -x PERIGEE_BIND=$addr_b "${common[@]}" \
     >/dev/null 2>"$file.node1.log" </dev/null &
   other=$!
+  children=" $other"
   run "$file.out" "$limit" ip netns exec $space_a "$PERIGEE" bench --node-rank 0 -x PERIGEE_BIND=$addr_a \
     --json "$file.tmp" "${common[@]}"
   wait $other || true
+  children=''
   rm -f "$file.node1.log"
 }
 
