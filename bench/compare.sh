@@ -126,7 +126,8 @@ build_perigee() {
     commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
     git diff --quiet HEAD 2>/dev/null || commit="$commit with changes"
   fi
-  "$PERIGEE" --version >/dev/null
+  # what cannot run at all is told now, not by a report without figures
+  "$PERIGEE" bench -n 2 --sizes 8 --iters 1 --settle 0 barrier >/dev/null || { echo "compare.sh: $PERIGEE does not run" >&2 && exit 1; }
 }
 
 # ---- runs -------------------------------------------------------------------------------------------------
