@@ -36,6 +36,9 @@ typedef struct perigee_init_options {
   const char *name;        /* NULL: "world" */
   /** Shown to every layer's open (perigee_layer_info.options), inherited by subgroups. Borrowed for the time of the call; or NULL. */
   perigee_shared *layer_options;
+  /** Rules that choose algorithms by size, before those of the environment, inherited by subgroups: "allreduce/spin@2:64k-:twoshot"
+   *  (`perigee info --rules` shows the built-in ones). The same on all ranks, else ECONFIG. Borrowed for the time of the call; or NULL. */
+  const char *tuning;
 } perigee_init_options;
 
 /** All defaults. */
@@ -171,6 +174,28 @@ perigee_group_reconfigure(perigee_group *group, const perigee_reconfigure_option
 PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_alloc(perigee_group *group, perigee_dtype dtype,
                                                        int ndim, const int64_t *shape,
                                                        perigee_tensor **tensor_p);
+
+/** How an operation of some size runs on a group, and who decided it. */
+typedef struct perigee_choice {
+  uint32_t size;
+  char transport[8];  /* "shm", "tcp", "self" */
+  char wait[8];       /* "spin", "park"; "" elsewhere than in shared memory */
+  char path[16];      /* "oneshot", "ring" ... */
+  uint64_t from, end; /* bytes over which it stays so, end not included; UINT64_MAX: without end */
+  char why[704];      /* the rule and where it is from: "built in", a variable, "FILE:LINE" */
+  char possible[96];  /* paths that rules may name here, separated by spaces */
+} perigee_choice;
+
+/**
+ * What the bottom would do with an operation: the very decision that is taken when it runs.
+ * nbytes: of the vector, or of one rank's block (allgather, gather, scatter, reduce_scatter, alltoall: of the largest).
+ * symmetric: as if its tensors were from perigee_group_alloc.
+ * choice_p->size must be sizeof(perigee_choice). Never waits for peers.
+ * Errors: EINVAL: an operation whose way does not depend on its size (barriers, messages); ENOTSUP: the bottom is not native.
+ */
+PERIGEE_API PERIGEE_MUST_CHECK int perigee_group_explain(perigee_group *group, int op,
+                                                         uint64_t nbytes, bool symmetric,
+                                                         perigee_choice *choice_p);
 
 /** Fail the group on every rank: pending and later operations end with EABORTED and this reason. Never waits. */
 PERIGEE_API int perigee_group_abort(perigee_group *group, const char *reason);

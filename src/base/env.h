@@ -22,6 +22,7 @@
   XX(PERIGEE_SHM_SLOT, "1048576", "bytes of shared memory per rank and group")                     \
   XX(PERIGEE_SEGMENT, "65536", "bytes of one message of a pipelined TCP collective")               \
   XX(PERIGEE_SELECT, "", "algorithms by size that go before the built-in: allreduce:32k-:ring")    \
+  XX(PERIGEE_TUNING_FILE, "", "file of such rules, as `perigee tune` writes it")                   \
   XX(PERIGEE_BACKEND_PATH, "", "folders, separated by ':', searched for perigee_<name>.so")
 
 typedef struct perigee__env_entry {

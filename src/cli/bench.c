@@ -5,8 +5,6 @@
 #include "cli/bench.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "base/alloc.h"
 #include "base/error.h"
@@ -14,6 +12,7 @@
 #include "cli/launch.h"
 #include "cli/lua_main.h"
 #include "cli/paths.h"
+#include "cli/words.h"
 
 static const char help[] =
     "Usage: perigee bench [OPTIONS] [OPERATION...]\n"
@@ -77,78 +76,37 @@ static const char help[] =
 
 /* ---- arguments for the launcher and for the script --------------------------------------------------- */
 
-/* An argument list; strings are owned. */
-typedef struct words {
-  char **v; /* NULL-terminated */
-  size_t n;
-  bool failed;
-} words;
-
-static void put(words *w, char *word) {
-  char **more = w->failed ? NULL : realloc(w->v, (w->n + 2) * sizeof(*more));
-  if (word == NULL || more == NULL) {
-    w->failed = true;
-    free(word);
-    return;
-  }
-  w->v = more;
-  more[w->n++] = word;
-  more[w->n] = NULL;
-}
-
-static void put2(words *w, const char *option, const char *value) {
-  if (value != NULL) {
-    put(w, perigee__strdup(option));
-    put(w, perigee__strdup(value));
-  }
-}
-
-static void put_pair(words *w, const char *key, const char *value) {
-  if (value != NULL)
-    put(w, perigee__format("%s=%s", key, value));
-}
-
-static void put_number(words *w, const char *key, int value) {
-  put(w, perigee__format("%s=%d", key, value));
-}
-
-static void put_sizes(words *w, const perigee__bench_opts *o) {
+static void put_sizes(perigee__words *w, const perigee__bench_opts *o) {
   for (int i = 0; i < o->nsizes; i++)
-    put(w, perigee__format("size=%zu", o->sizes[i]));
-}
-
-static void free_words(words *w) {
-  for (size_t i = 0; i < w->n; i++)
-    free(w->v[i]);
-  free(w->v);
+    perigee__words_put(w, perigee__format("size=%zu", o->sizes[i]));
 }
 
 /* key=value, in any order; those that may be given again are lists there. */
-static void put_script(words *w, const perigee__bench_opts *o) {
-  put(w, perigee__format("%s/perigee/bench/main.lua", perigee__lua_dir()));
+static void put_script(perigee__words *w, const perigee__bench_opts *o) {
+  perigee__words_put(w, perigee__format("%s/perigee/bench/main.lua", perigee__lua_dir()));
   put_sizes(w, o);
   for (int i = 0; i < o->nops; i++)
-    put_pair(w, "op", o->ops[i]);
+    perigee__words_put_pair(w, "op", o->ops[i]);
   for (int i = 0; i < o->nloads; i++)
-    put_pair(w, "load", o->loads[i]);
-  put_number(w, "iters", o->iters);
-  put_number(w, "warmup", o->warmup);
-  put_number(w, "reps", o->reps);
-  put_pair(w, "budget", o->budget);
-  put_number(w, "settle", o->settle_ms);
-  put_number(w, "check", o->check);
-  put_pair(w, "dtype", o->dtype);
-  put_pair(w, "redop", o->redop);
-  put_number(w, "root", o->root);
-  put_pair(w, "backend", o->backend);
-  put_pair(w, "mode", o->overlap ? "overlap" : o->b2b ? "b2b" : "each");
-  put_pair(w, "from", o->from_lua ? "lua" : "c");
-  put_number(w, "in_place", o->in_place);
-  put_number(w, "symmetric", o->symmetric);
-  put_pair(w, "json", o->json);
-  put_pair(w, "plot", o->plot);
-  put_pair(w, "overlay", o->overlay);
-  put_pair(w, "label", o->label);
+    perigee__words_put_pair(w, "load", o->loads[i]);
+  perigee__words_put_number(w, "iters", o->iters);
+  perigee__words_put_number(w, "warmup", o->warmup);
+  perigee__words_put_number(w, "reps", o->reps);
+  perigee__words_put_pair(w, "budget", o->budget);
+  perigee__words_put_number(w, "settle", o->settle_ms);
+  perigee__words_put_number(w, "check", o->check);
+  perigee__words_put_pair(w, "dtype", o->dtype);
+  perigee__words_put_pair(w, "redop", o->redop);
+  perigee__words_put_number(w, "root", o->root);
+  perigee__words_put_pair(w, "backend", o->backend);
+  perigee__words_put_pair(w, "mode", o->overlap ? "overlap" : o->b2b ? "b2b" : "each");
+  perigee__words_put_pair(w, "from", o->from_lua ? "lua" : "c");
+  perigee__words_put_number(w, "in_place", o->in_place);
+  perigee__words_put_number(w, "symmetric", o->symmetric);
+  perigee__words_put_pair(w, "json", o->json);
+  perigee__words_put_pair(w, "plot", o->plot);
+  perigee__words_put_pair(w, "overlay", o->overlay);
+  perigee__words_put_pair(w, "label", o->label);
 }
 
 static int fail(int code) {
@@ -163,35 +121,35 @@ static int out_of_memory(void) {
 
 /* The drawing needs no ranks. */
 static int plot_only(const perigee__bench_opts *o) {
-  words w = {0};
-  put(&w, perigee__strdup("perigee"));
-  put(&w, perigee__strdup("lua"));
+  perigee__words w = {0};
+  perigee__words_put(&w, perigee__strdup("perigee"));
+  perigee__words_put(&w, perigee__strdup("lua"));
   put_script(&w, o);
-  put_pair(&w, "measure", "0");
+  perigee__words_put_pair(&w, "measure", "0");
   int code = w.failed ? out_of_memory() : perigee__lua_main((int)w.n, w.v);
-  free_words(&w);
+  perigee__words_fini(&w);
   return code;
 }
 
 static int measure(const perigee__bench_opts *o) {
-  words w = {0};
-  put(&w, perigee__strdup("run"));
-  put2(&w, "-n", o->n);
-  put2(&w, "--prefix", "never");
-  put2(&w, "--ranks", "0");
-  put2(&w, "--timeout", o->timeout);
-  put2(&w, "--endpoint", o->endpoint);
+  perigee__words w = {0};
+  perigee__words_put(&w, perigee__strdup("run"));
+  perigee__words_put_option(&w, "-n", o->n);
+  perigee__words_put_option(&w, "--prefix", "never");
+  perigee__words_put_option(&w, "--ranks", "0");
+  perigee__words_put_option(&w, "--timeout", o->timeout);
+  perigee__words_put_option(&w, "--endpoint", o->endpoint);
   if (o->nnodes > 1)
-    put(&w, perigee__format("--nnodes=%d", o->nnodes));
+    perigee__words_put(&w, perigee__format("--nnodes=%d", o->nnodes));
   if (o->node_rank >= 0)
-    put(&w, perigee__format("--node-rank=%d", o->node_rank));
+    perigee__words_put(&w, perigee__format("--node-rank=%d", o->node_rank));
   for (int i = 0; i < o->nexports; i++)
-    put2(&w, "-x", o->exports[i]);
-  put(&w, perigee__strdup("-x"));
-  put(&w, perigee__format("PERIGEE_TRANSPORT=%s", o->transport));
+    perigee__words_put_option(&w, "-x", o->exports[i]);
+  perigee__words_put(&w, perigee__strdup("-x"));
+  perigee__words_put(&w, perigee__format("PERIGEE_TRANSPORT=%s", o->transport));
   put_script(&w, o);
   int code = w.failed ? out_of_memory() : perigee__run_main((int)w.n, w.v);
-  free_words(&w);
+  perigee__words_fini(&w);
   return code;
 }
 

@@ -11,6 +11,7 @@
 #include "cli/info.h"
 #include "cli/launch.h"
 #include "cli/lua_main.h"
+#include "cli/tune.h"
 
 static const char help[] =
     "Usage: perigee COMMAND [ARGUMENT...]\n"
@@ -20,7 +21,9 @@ static const char help[] =
     "Commands\n"
     "  run    start the ranks of a job: perigee run -n 4 script.lua\n"
     "  bench  time operations: perigee bench -n 4 allreduce\n"
-    "  info   print the version, this machine and the variables that are read\n"
+    "  tune   measure this machine and write rules that choose algorithms by size\n"
+    "  info   print the version, this machine, the variables that are read, and which path an\n"
+    "         operation takes and why: perigee info -n 4 allreduce 1M\n"
     "\n"
     "  perigee --version\n"
     "  perigee COMMAND --help\n";
@@ -28,8 +31,10 @@ static const char help[] =
 static const struct {
   const char *name;
   int (*main)(int argc, char **argv);
-} commands[] = {
-    {"run", perigee__run_main}, {"bench", perigee__bench_main}, {"info", perigee__info_main}};
+} commands[] = {{"run", perigee__run_main},
+                {"bench", perigee__bench_main},
+                {"tune", perigee__tune_main},
+                {"info", perigee__info_main}};
 
 /* Descriptors 0 to 2 must not be given to pipes and sockets. */
 static void open_standard_descriptors(void) {

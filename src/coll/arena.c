@@ -74,13 +74,9 @@ static perigee__arena_mode mode_for(int local_ranks) {
   return local_ranks <= perigee__usable_cores() ? PERIGEE_ARENA_SPIN : PERIGEE_ARENA_PARK;
 }
 
-/* "tcp" is seen by make_memory. */
-static const char *const path_names[PERIGEE_ARENA_PATH_COUNT] = {"auto",    "inline", "oneshot",
-                                                                 "twoshot", "cma",    "symmetric"};
-
 perigee__arena_path perigee__arena_path_named(const char *name) {
   for (int i = 0; i < PERIGEE_ARENA_PATH_COUNT; i++)
-    if (strcmp(path_names[i], name) == 0)
+    if (strcmp(perigee__arena_path_name((perigee__arena_path)i), name) == 0)
       return (perigee__arena_path)i;
   perigee__log(
       PERIGEE_LOG_WARN,
@@ -113,30 +109,29 @@ void perigee__arena_format(void *base, int n, perigee__arena_mode mode, size_t b
 
 static void on_fate_failed(void *arg) { perigee__arena_kick(arg); }
 
-static size_t at_most(size_t bytes, size_t limit) { return bytes < limit ? bytes : limit; }
-
-void perigee__arena_set_limits(perigee__arena *a) {
-  perigee__arena_limits l =
-      perigee__arena_limits_for(a->mode == PERIGEE_ARENA_SPIN, a->n, a->path, a->cma);
-  a->one_shot_max = at_most(l.one_shot_max, a->buffer_bytes);
-  a->two_shot_chunk = at_most(l.two_shot_chunk, a->buffer_bytes);
-  a->copy_chunk = at_most(l.copy_chunk, a->buffer_bytes);
-  size_t share = a->buffer_bytes / (size_t)a->n; /* of one of n - 1 others, or less */
-  a->direct_min =
-      l.direct_min == SIZE_MAX
-          ? SIZE_MAX
-          : at_most(at_most(l.direct_min, a->copy_chunk),
-                    share >= PERIGEE_CACHE_LINE ? share / PERIGEE_CACHE_LINE * PERIGEE_CACHE_LINE
-                                                : share / 16 * 16);
-  a->pull_broadcast = l.broadcast;
-  a->pull_gather = l.gather;
-  a->pull_allgather = l.allgather;
-  a->pull_min = l.pull_min;
-  a->pull_max = l.pull_max;
-  a->pull_all_min = l.pull_all_min;
-  a->symmetric_min = l.symmetric_min;
-  a->past_min = l.past_min;
+void perigee__arena_sift(perigee__arena *a) {
+  const perigee__shm_facts facts = {.n = a->n,
+                                    .spin = a->mode == PERIGEE_ARENA_SPIN,
+                                    .cma = a->cma,
+                                    .path = a->path,
+                                    .buffer_bytes = a->buffer_bytes};
+  perigee__shm_table_make(a->tuning, &facts, &a->table);
 }
+
+void perigee__arena_tune(perigee__arena *a, const perigee__tuning *tuning) {
+  a->tuning = tuning;
+  perigee__arena_sift(a);
+}
+
+void perigee__arena_facts(int n, int local_ranks, bool cma, perigee__shm_facts *facts_p) {
+  *facts_p = (perigee__shm_facts){.n = n,
+                                  .spin = mode_for(local_ranks) == PERIGEE_ARENA_SPIN,
+                                  .cma = cma,
+                                  .path = perigee__arena_path_named(perigee__env("PERIGEE_PATH")),
+                                  .buffer_bytes = perigee__arena_buffer_bytes(n)};
+}
+
+const perigee__shm_table *perigee__arena_table(const perigee__arena *a) { return &a->table; }
 
 static int check_header(const void *base, size_t bytes, const perigee__fate *fate) {
   const perigee__arena_header *h = base;
@@ -191,7 +186,7 @@ int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh, pe
   bool forced = strcmp(perigee__env("PERIGEE_WAIT"), "spin") == 0;
   a->spin_ns = (int64_t)(forced ? SPIN_FORCED_US : SPIN_US) * 1000;
   a->path = (perigee__arena_path)header->path;
-  perigee__arena_set_limits(a);
+  perigee__arena_tune(a, perigee__tuning_get());
   PERIGEE_TRY_GOTO(perigee__fate_listen(fate, on_fate_failed, a), free_parts);
   *arena_p = a;
   return 0;
@@ -251,7 +246,8 @@ static void tell(const perigee__arena *a) {
   perigee__log(PERIGEE_LOG_DEBUG,
                "group %s: shared memory for %d ranks, %s, path %s, the others' memory is %s",
                a->fate->name, a->n, a->mode == PERIGEE_ARENA_SPIN ? "spinning" : "parking",
-               path_names[a->path], a->cma ? "read directly" : "copied through buffers");
+               perigee__arena_path_name(a->path),
+               a->cma ? "read directly" : "copied through buffers");
 }
 
 int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate, int64_t deadline_ns,
@@ -284,7 +280,7 @@ int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate, int64_t dead
   if (all && a != NULL && fate->n > 1) {
     PERIGEE_TRY_GOTO(
         perigee__arena_agree(mesh, fate, deadline_ns, perigee__reach_probe(a), &a->cma), out);
-    perigee__arena_set_limits(a);
+    perigee__arena_sift(a);
   }
   if (!all || a == NULL)
     rc = perigee__fail(PERIGEE_ENOSHM, "%s of group %s cannot map its shared memory",

@@ -50,6 +50,7 @@
 #include "base/error.h"
 #include "coll/coll.h"
 #include "coll/segments.h"
+#include "coll/shm_table.h"
 #include "transport/mesh.h"
 
 typedef struct perigee__arena perigee__arena;
@@ -58,6 +59,12 @@ typedef struct perigee__arena perigee__arena;
  *  the mesh together. mesh may be NULL when the group has one rank. */
 PERIGEE_MUST_CHECK int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate,
                                              int64_t deadline_ns, perigee__arena **arena_p);
+/** Go by these rules instead of the environment's. Borrowed until destroy. Before the first call. */
+void perigee__arena_tune(perigee__arena *arena, const perigee__tuning *tuning);
+/** Facts of an arena that member 0 of n ranks on one host would make here, of local_ranks of the world; cma: what the probe would say. */
+void perigee__arena_facts(int n, int local_ranks, bool cma, perigee__shm_facts *facts_p);
+/** What the rules are sifted to. */
+const perigee__shm_table *perigee__arena_table(const perigee__arena *arena);
 /** Leave: peers that wait for this rank get EPEERCLOSED. No call may be running. Does not wait. */
 void perigee__arena_destroy(perigee__arena **arena_p);
 

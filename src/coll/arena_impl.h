@@ -9,6 +9,7 @@
 
 #include "base/attr.h"
 #include "coll/arena.h"
+#include "coll/shm_table.h"
 #include "coll/segments.h"
 #include "transport/vm.h"
 
@@ -24,17 +25,6 @@ typedef enum perigee__arena_mode {
   PERIGEE_ARENA_SPIN = 1,
   PERIGEE_ARENA_PARK = 2
 } perigee__arena_mode;
-
-/* PERIGEE_PATH: which path collectives take where they can; AUTO: by size. */
-typedef enum perigee__arena_path {
-  PERIGEE_ARENA_PATH_AUTO,
-  PERIGEE_ARENA_PATH_INLINE,    /* in the publish lines, else as AUTO without direct access */
-  PERIGEE_ARENA_PATH_ONESHOT,   /* one meeting while a buffer holds it */
-  PERIGEE_ARENA_PATH_TWOSHOT,   /* slices through the buffers */
-  PERIGEE_ARENA_PATH_CMA,       /* straight from the other's memory by system call */
-  PERIGEE_ARENA_PATH_SYMMETRIC, /* straight from and to tensors of perigee_group_alloc */
-  PERIGEE_ARENA_PATH_COUNT
-} perigee__arena_path;
 
 /* ---- in shared memory -------------------------------------------------------------------------- */
 
@@ -89,18 +79,6 @@ typedef struct perigee__arena_layout {
   size_t park, status, lines, line_stride, slots, total; /* bytes from the start */
 } perigee__arena_layout;
 
-/** Sizes in bytes, both ends included; none when from is the larger. */
-typedef struct perigee__arena_range {
-  size_t from, to;
-} perigee__arena_range;
-
-/** In bytes. See perigee__arena_limits_for. */
-typedef struct perigee__arena_limits {
-  size_t one_shot_max, two_shot_chunk, copy_chunk, direct_min, pull_min, pull_max, pull_all_min,
-      symmetric_min, past_min;
-  perigee__arena_range broadcast, gather, allgather;
-} perigee__arena_limits;
-
 struct perigee__arena {
   /* immutable after create */
   perigee__mesh *mesh; /* NULL: failures stay on this rank */
@@ -115,19 +93,9 @@ struct perigee__arena {
   bool mapped;                   /* base is ours to unmap */
   int64_t spin_ns;               /* SPIN: PAUSE polls before sleeping */
   int yields;                    /* PARK: before sleeping */
-  /* where one path ends and the next begins, in bytes; from n, mode and buffer_bytes, so that all ranks choose alike */
-  size_t one_shot_max; /* reduced by everybody (SPIN) or by the last to arrive (PARK) up to here */
-  size_t two_shot_chunk;
-  size_t copy_chunk; /* broadcast, gather, scatter */
   perigee__arena_path path;
-  size_t
-      direct_min; /* blocks from here on are read where they are: in symmetric memory, alltoall's and scatter's in any */
-  perigee__arena_range pull_broadcast, pull_gather,
-      pull_allgather;        /* so are these, in any memory; none without cma */
-  size_t pull_min, pull_max; /* and so are the inputs of a reduce, by system call */
-  size_t pull_all_min;       /* of an allreduce, and of a reduce again */
-  size_t symmetric_min;      /* the same in symmetric memory */
-  size_t past_min; /* of a rank's inputs and outputs in a call: outputs go past the caches */
+  const perigee__tuning *tuning; /* borrowed */
+  perigee__shm_table table;      /* from the rules, n, mode, path, cma and buffer_bytes */
   /* reach.h */
   bool cma;      /* every rank can read every other's memory */
   int32_t *pids; /* n */
@@ -156,11 +124,8 @@ void perigee__arena_format(void *base, int n, perigee__arena_mode mode, size_t b
                            uint32_t first_epoch);
 /** By its name in PERIGEE_PATH, AUTO when it is none of these. */
 perigee__arena_path perigee__arena_path_named(const char *name);
-/** Where one path ends and the next begins (arena_limits.c), before buffers bound it. */
-perigee__arena_limits perigee__arena_limits_for(bool spin, int n, perigee__arena_path path,
-                                                bool cma);
-/** For this arena as it is; again when cma has changed. */
-void perigee__arena_set_limits(perigee__arena *a);
+/** Sift the rules for this arena as it is; again when path or cma has changed. */
+void perigee__arena_sift(perigee__arena *a);
 /** An arena over memory that was formatted by somebody and is visible to all ranks; the caller keeps the memory. mesh may be NULL. */
 PERIGEE_MUST_CHECK int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh,
                                                   perigee__fate *fate, perigee__arena **arena_p);
@@ -181,9 +146,6 @@ static inline perigee__arena_line *perigee__arena_line_at(const perigee__arena *
 static inline char *perigee__arena_slot_at(const perigee__arena *a, int rank, uint32_t epoch) {
   size_t index = (size_t)rank * PERIGEE_ARENA_BUFFERS + epoch % PERIGEE_ARENA_BUFFERS;
   return a->base + a->layout.slots + index * a->buffer_bytes;
-}
-static inline bool perigee__arena_within(perigee__arena_range range, size_t bytes) {
-  return bytes >= range.from && bytes <= range.to;
 }
 /** The epoch after this one. */
 static inline uint32_t perigee__arena_epoch_after(uint32_t epoch) {

@@ -7,14 +7,16 @@
 #include "base/env.h"
 #include "base/log.h"
 #include "coll/arena.h"
+#include "coll/explain.h"
 #include "coll/net.h"
-#include "coll/select.h"
+#include "coll/tuning.h"
 #include "tensor/reduce.h"
 
 struct perigee__coll {
   perigee__mesh *mesh;   /* borrowed; NULL for one rank */
   perigee__fate *fate;   /* borrowed */
   perigee__arena *arena; /* owned; NULL: over the mesh */
+  perigee__tuning tuning;
 };
 
 static bool on_one_host(perigee__mesh *mesh, const perigee__fate *fate) {
@@ -28,8 +30,11 @@ static bool on_one_host(perigee__mesh *mesh, const perigee__fate *fate) {
 
 /* Every rank comes to the same answer: where the members are is known alike to all, and member 0 tells whether there is memory. */
 static int open_engine(perigee__coll *coll, int64_t deadline_ns) {
+  PERIGEE_TRY(perigee__net_agree(coll->mesh, coll->fate, &coll->tuning, deadline_ns));
   if (on_one_host(coll->mesh, coll->fate)) {
     int rc = perigee__arena_create(coll->mesh, coll->fate, deadline_ns, &coll->arena);
+    if (rc == 0)
+      perigee__arena_tune(coll->arena, &coll->tuning);
     if (rc != PERIGEE_ENOSHM)
       return rc;
     static _Atomic bool said; /* relaxed: what one group cannot have its subgroups cannot either */
@@ -39,24 +44,22 @@ static int open_engine(perigee__coll *coll, int64_t deadline_ns) {
                  "group %s: %s: using messages instead", coll->fate->name,
                  perigee__last_error()->message);
   }
-  return perigee__net_agree(coll->mesh, coll->fate, deadline_ns);
+  return 0;
 }
 
 int perigee__coll_create(const perigee__coll_params *params, perigee__coll **coll_p) {
-  perigee__tuning tuning;
-  PERIGEE_TRY(perigee__tuning_read(
-      &tuning)); /* a wrong PERIGEE_SELECT is said here, not at the first call */
   perigee__coll *coll = perigee__calloc(1, sizeof(*coll));
   if (coll == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for a group's collectives");
   coll->fate = params->fate;
-  if (params->fate->n > 1) {
+  int rc = perigee__tuning_read_for(params->rules, params->fate->n, &coll->tuning);
+  if (rc == 0 && params->fate->n > 1) {
     coll->mesh = params->mesh;
-    int rc = open_engine(coll, params->deadline_ns);
-    if (rc != 0) {
-      free(coll);
-      return rc;
-    }
+    rc = open_engine(coll, params->deadline_ns);
+  }
+  if (rc != 0) {
+    free(coll);
+    return rc;
   }
   *coll_p = coll;
   return 0;
@@ -80,6 +83,17 @@ int perigee__coll_alloc(perigee__coll *coll, size_t bytes, uint64_t what, int64_
 
 const char *perigee__coll_transport(const perigee__coll *coll) {
   return coll->mesh == NULL ? "self" : coll->arena != NULL ? "shm" : "tcp";
+}
+
+int perigee__coll_explain(const perigee__coll *coll, perigee__coll_kind kind, uint64_t bytes,
+                          bool symmetric, perigee_choice *choice_p) {
+  const perigee__place_facts facts = {
+      .tuning = &coll->tuning,
+      .table = coll->arena != NULL ? perigee__arena_table(coll->arena) : NULL,
+      .n = coll->fate->n,
+      .hosts = coll->mesh != NULL && coll->arena == NULL &&
+               perigee__net_on_hosts(coll->mesh, coll->fate, &coll->tuning)};
+  return perigee__explain(&facts, kind, bytes, symmetric, choice_p);
 }
 
 /* ---- one rank ---------------------------------------------------------------------------------- */
@@ -148,6 +162,7 @@ int perigee__coll_run(perigee__coll *coll, const perigee__coll_call *call, perig
   atomic_store_explicit(&coll->fate->entered, call->seq, memory_order_relaxed);
   if (coll->mesh == NULL)
     return run_alone(coll, call, error_p);
-  return coll->arena != NULL ? perigee__shm_run(coll->arena, call, error_p)
-                             : perigee__net_run(coll->mesh, coll->fate, call, error_p);
+  return coll->arena != NULL
+             ? perigee__shm_run(coll->arena, call, error_p)
+             : perigee__net_run(coll->mesh, coll->fate, &coll->tuning, call, error_p);
 }

@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <perigee/group.h>
 #include <perigee/op.h>
 
 #include "base/error.h"
@@ -68,6 +69,7 @@ typedef struct perigee__coll_params {
   perigee__mesh *mesh; /* borrowed until destroy; NULL when the group has one rank */
   perigee__fate *fate; /* borrowed until destroy; attached to the mesh by the caller */
   int64_t deadline_ns; /* of create */
+  const char *rules;   /* of the group alone, before those of the environment (select.h); or NULL */
 } perigee__coll_params;
 
 /** Waits for all members (they set up shared memory together). */
@@ -79,6 +81,10 @@ void perigee__coll_destroy(perigee__coll **coll_p);
 PERIGEE_MUST_CHECK int perigee__coll_alloc(perigee__coll *coll, size_t bytes, uint64_t what,
                                            int64_t deadline_ns, perigee__segment **segment_p,
                                            void **data_p);
+/** What call_run would do with so many bytes (counted as in perigee_group_explain). EINVAL: a kind without a choice. */
+PERIGEE_MUST_CHECK int perigee__coll_explain(const perigee__coll *coll, perigee__coll_kind kind,
+                                             uint64_t bytes, bool symmetric,
+                                             perigee_choice *choice_p);
 /** "shm", "tcp", "self". */
 const char *perigee__coll_transport(const perigee__coll *coll);
 

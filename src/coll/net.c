@@ -64,10 +64,10 @@ static int run(perigee__net *net) {
   return PERIGEE_EBUG;
 }
 
-int perigee__net_run(perigee__mesh *mesh, perigee__fate *fate, const perigee__coll_call *call,
-                     perigee_error *error_p) {
+int perigee__net_run(perigee__mesh *mesh, perigee__fate *fate, const perigee__tuning *tuning,
+                     const perigee__coll_call *call, perigee_error *error_p) {
   perigee__net net;
-  perigee__net_init(&net, mesh, fate, call, error_p);
+  perigee__net_init(&net, mesh, fate, tuning, call, error_p);
   int rc = run(&net);
   if (rc != 0)
     rc = perigee__net_fail_group(&net);
@@ -91,7 +91,7 @@ static void config_of(const perigee__tuning *tuning, uint64_t *config) {
   uint64_t hash = 0;
   for (int i = 0; i < tuning->select.nrules; i++) {
     const perigee__select_rule *r = &tuning->select.rules[i];
-    hash = perigee__hash_mix(hash, (uint64_t)r->kind << 8 | r->algo);
+    hash = perigee__hash_mix(hash, (uint64_t)r->where << 16 | (uint64_t)r->kind << 8 | r->algo);
     hash = perigee__hash_mix(hash, (uint64_t)r->min_ranks << 32 | (uint64_t)r->max_ranks);
     hash = perigee__hash_mix(perigee__hash_mix(hash, r->min_bytes), r->end_bytes);
   }
@@ -139,7 +139,8 @@ static int exchange_configs(perigee__net *net) {
   return perigee__net_finish(net);
 }
 
-int perigee__net_agree(perigee__mesh *mesh, perigee__fate *fate, int64_t deadline_ns) {
+int perigee__net_agree(perigee__mesh *mesh, perigee__fate *fate, const perigee__tuning *tuning,
+                       int64_t deadline_ns) {
   perigee__fingerprint barrier = {.op = PERIGEE_OP_BARRIER, .dtype = -1, .redop = -1, .root = -1};
   int64_t left = perigee__time_left(deadline_ns);
   perigee__coll_call call = {.kind = PERIGEE_COLL_BARRIER,
@@ -150,7 +151,7 @@ int perigee__net_agree(perigee__mesh *mesh, perigee__fate *fate, int64_t deadlin
   perigee_error error;
   perigee__error_init(&error);
   perigee__net net;
-  perigee__net_init(&net, mesh, fate, &call, &error);
+  perigee__net_init(&net, mesh, fate, tuning, &call, &error);
   int rc = exchange_configs(&net);
   rc = rc != 0 ? perigee__net_fail_group(&net) : compare_configs(&net);
   perigee__net_fini(&net);

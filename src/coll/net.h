@@ -3,14 +3,22 @@
 #define PERIGEE_COLL_NET_H
 
 #include "coll/coll.h"
+#include "coll/tuning.h"
 
 /** Run one collective over the mesh; contract of perigee__coll_run. */
 PERIGEE_MUST_CHECK int perigee__net_run(perigee__mesh *mesh, perigee__fate *fate,
+                                        const perigee__tuning *tuning,
                                         const perigee__coll_call *call, perigee_error *error_p);
 
 /** All members together, before their first collective: compare what their collectives go by (select.h). ECONFIG on all ranks
  *  when they differ. Waits. */
 PERIGEE_MUST_CHECK int perigee__net_agree(perigee__mesh *mesh, perigee__fate *fate,
-                                          int64_t deadline_ns);
+                                          const perigee__tuning *tuning, int64_t deadline_ns);
+
+/** How blocks of so many bytes travel in an allgather of n ranks; *rule_p: by which rule. */
+perigee__algo perigee__net_allgather_way(const perigee__tuning *tuning, int n, size_t bytes,
+                                         const perigee__select_rule **rule_p);
+/** Whether the members sit on several hosts, equally many (more than one) on each. Alike on all ranks. */
+bool perigee__net_on_hosts(perigee__mesh *mesh, perigee__fate *fate, const perigee__tuning *tuning);
 
 #endif

@@ -37,10 +37,16 @@ typedef struct state {
   perigee__msg *recvs, *sends; /* n each */
 } state;
 
-static perigee__algo way_of(const state *s, size_t bytes) {
-  perigee__algo algo =
-      perigee__select_algo(s->net->tuning, PERIGEE_COLL_ALLGATHER, s->net->n, false, bytes);
+perigee__algo perigee__net_allgather_way(const perigee__tuning *tuning, int n, size_t bytes,
+                                         const perigee__select_rule **rule_p) {
+  perigee__algo algo;
+  *rule_p = perigee__select_rule_for(tuning, PERIGEE_COLL_ALLGATHER, n, false, bytes, &algo);
   return algo == PERIGEE_ALGO_BRUCK && bytes > NOTE_MAX ? PERIGEE_ALGO_DIRECT : algo;
+}
+
+static perigee__algo way_of(const state *s, size_t bytes) {
+  const perigee__select_rule *rule;
+  return perigee__net_allgather_way(s->net->tuning, s->net->n, bytes, &rule);
 }
 
 static size_t block_bytes(const state *s, int owner) {

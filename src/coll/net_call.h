@@ -26,7 +26,7 @@
 
 #include "coll/net.h"
 #include "coll/net_roll.h"
-#include "coll/select.h"
+#include "coll/tuning.h"
 #include "tensor/reduce.h"
 
 enum {
@@ -63,7 +63,8 @@ typedef struct perigee__net {
 /* ---- scope: net_scope.c ------------------------------------------------------------------------- */
 
 void perigee__net_init(perigee__net *net, perigee__mesh *mesh, perigee__fate *fate,
-                       const perigee__coll_call *call, perigee_error *error);
+                       const perigee__tuning *tuning, const perigee__coll_call *call,
+                       perigee_error *error);
 /** Takes back what is live and frees the scratch. */
 void perigee__net_fini(perigee__net *net);
 

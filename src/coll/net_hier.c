@@ -92,6 +92,15 @@ bool perigee__net_has_hosts(const perigee__net *net) {
   return hosts > 1 && hosts < net->n;
 }
 
+bool perigee__net_on_hosts(perigee__mesh *mesh, perigee__fate *fate,
+                           const perigee__tuning *tuning) {
+  perigee__net net;
+  perigee__net_init(&net, mesh, fate, tuning, NULL, NULL);
+  bool hosts = perigee__net_has_hosts(&net);
+  perigee__net_fini(&net);
+  return hosts;
+}
+
 static int rank_at(const state *s, int host, int local) {
   return s->rank[host * s->locals + local];
 }

@@ -22,7 +22,7 @@
 #include "coll/coll.h"
 #include "coll/fingerprint.h"
 #include "coll/net.h"
-#include "coll/select.h"
+#include "coll/tuning.h"
 
 enum {
   N = 4,
@@ -102,7 +102,7 @@ static void work_until_error(child *c, int64_t timeout_ns, verdict *v) {
                                .deadline_ns = perigee__deadline_in(timeout_ns)};
     perigee_error error;
     atomic_store(&c->fate.entered, seq);
-    int rc = perigee__net_run(c->mesh, &c->fate, &call, &error);
+    int rc = perigee__net_run(c->mesh, &c->fate, perigee__tuning_get(), &call, &error);
     if (rc == 0) {
       last = perigee__now_ns();
       continue;
@@ -252,7 +252,8 @@ static void agree(child *c, verdict *v) {
   if (c->rank == VICTIM)
     tuning.segment /= 2;
   perigee__tuning_set(&tuning);
-  v->code = perigee__net_agree(c->mesh, &c->fate, perigee__deadline_in(5 * PERIGEE_NS_PER_SEC));
+  v->code = perigee__net_agree(c->mesh, &c->fate, perigee__tuning_get(),
+                               perigee__deadline_in(5 * PERIGEE_NS_PER_SEC));
   snprintf(v->message, sizeof(v->message), "%s", perigee_last_error()->message);
 }
 
@@ -274,7 +275,8 @@ static void nobody_to_agree_with(child *c, verdict *v) {
     perigee__sleep_ns(500 * PERIGEE_NS_PER_MS);
     return;
   }
-  v->code = perigee__net_agree(c->mesh, &c->fate, perigee__deadline_in(200 * PERIGEE_NS_PER_MS));
+  v->code = perigee__net_agree(c->mesh, &c->fate, perigee__tuning_get(),
+                               perigee__deadline_in(200 * PERIGEE_NS_PER_MS));
   snprintf(v->message, sizeof(v->message), "%s", perigee_last_error()->message);
 }
 

@@ -9,11 +9,12 @@
 static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
 void perigee__net_init(perigee__net *net, perigee__mesh *mesh, perigee__fate *fate,
-                       const perigee__coll_call *call, perigee_error *error) {
+                       const perigee__tuning *tuning, const perigee__coll_call *call,
+                       perigee_error *error) {
   net->mesh = mesh;
   net->fate = fate;
   net->call = call;
-  net->tuning = perigee__tuning_get();
+  net->tuning = tuning;
   net->error = error;
   net->me = fate->me;
   net->n = fate->n;

@@ -25,7 +25,7 @@
 #include "coll/coll.h"
 #include "coll/fingerprint.h"
 #include "coll/net.h"
-#include "coll/select.h"
+#include "coll/tuning.h"
 
 enum {
   RANKS_MAX = 8,
@@ -102,8 +102,8 @@ static inline void rank_join(test_rank *r, uint64_t group) {
   if (mesh != NULL)
     EXPECT(r, perigee__mesh_attach(mesh, &r->fate) == 0, "attach");
   if (r->world->over_rings) {
-    EXPECT(r, perigee__net_agree(mesh, &r->fate, test_deadline()) == 0, "agree: %s",
-           perigee_last_error()->message);
+    EXPECT(r, perigee__net_agree(mesh, &r->fate, perigee__tuning_get(), test_deadline()) == 0,
+           "agree: %s", perigee_last_error()->message);
     return;
   }
   perigee__coll_params params = {.mesh = mesh, .fate = &r->fate, .deadline_ns = test_deadline()};
@@ -151,7 +151,8 @@ static inline int rank_call(test_rank *r, perigee__coll_call *call, uint64_t fp)
   call->deadline_ns = perigee__deadline_in(call->timeout_ns);
   perigee__error_init(&r->error);
   if (r->world->over_rings)
-    return perigee__net_run(r->world->meshes[r->me], &r->fate, call, &r->error);
+    return perigee__net_run(r->world->meshes[r->me], &r->fate, perigee__tuning_get(), call,
+                            &r->error);
   return perigee__coll_run(r->coll, call, &r->error);
 }
 

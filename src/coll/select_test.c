@@ -9,7 +9,7 @@
 #include <cmocka.h>
 
 #include "base/attr.h"
-#include "coll/select.h"
+#include "coll/tuning.h"
 
 static perigee__tuning tuning_of(const char *rules) {
   perigee__tuning t = {.segment = 65536};

@@ -82,13 +82,16 @@ int perigee__shm_allreduce(perigee__arena *a) {
   size_t bytes = a->call->count * plan.size;
   if (bytes <= PERIGEE_ARENA_INLINE)
     return allreduce_inline(a, &plan, bytes);
-  if (bytes >= a->pull_all_min || bytes >= a->symmetric_min) {
+  perigee__algo algo = perigee__shm_path(a, bytes, false);
+  bool symmetric = perigee__shm_path(a, bytes, true) == PERIGEE_PATH_SYMMETRIC;
+  if (algo == PERIGEE_PATH_CMA || symmetric) {
     bool done;
-    PERIGEE_TRY(perigee__shm_reduce_direct(a, &plan, -1, bytes >= a->pull_all_min, &done));
+    PERIGEE_TRY(
+        perigee__shm_reduce_direct(a, &plan, -1, algo == PERIGEE_PATH_CMA, symmetric, &done));
     if (done)
       return 0;
   }
-  if (bytes > a->one_shot_max)
+  if (algo == PERIGEE_PATH_TWOSHOT)
     return perigee__shm_two_shot(a, &plan, -1);
   if (a->mode == PERIGEE_ARENA_PARK)
     return allreduce_combined(a, &plan, bytes);

@@ -5,8 +5,8 @@
  * part; a rank stages piece k + 1 of all its blocks while the others take piece k. As many meetings as the largest block has
  * pieces. The block a rank has for itself is copied directly. Both loops start with the next rank, so that no two ranks
  * work on the same buffer at the same time.
- * A rank one of whose blocks is direct_min or more stages nothing: the others read its blocks where they are, and all wait for that in one
- * more meeting.
+ * A rank whose largest block goes another way than through buffers stages nothing: the others read its blocks where they are, and all wait
+ * for that in one more meeting; unless somebody else has staged the first of several pieces.
  * Cost for blocks of M bytes: 4(n-1)M + 2M touched per rank, direct 2nM.
  */
 #include "coll/shm_impl.h"
@@ -37,7 +37,7 @@ static void take(const perigee__arena *a, size_t part, size_t k) {
   }
 }
 
-/* Some lend; what the others have staged is one piece, because direct_min is no more than that. */
+/* Some lend; what the others have staged is all they have. */
 static int take_direct(perigee__arena *a, size_t part) {
   for (int d = 1; d < a->n; d++) {
     int r = (a->me - d + a->n) % a->n;
@@ -68,7 +68,7 @@ static void offer(perigee__arena *a, size_t part) {
     return;
   perigee__shm_announce(a, false, 0);
   bool segment = perigee__shm_open_blocks(a, blocks);
-  if (perigee__shm_largest(a, blocks) >= a->direct_min && (a->cma || segment))
+  if (perigee__shm_lends(a, perigee__shm_largest(a, blocks), segment))
     a->aux |= PERIGEE_SHM_DIRECT;
   else
     stage(a, part, 0);
@@ -85,7 +85,7 @@ int perigee__shm_alltoall(perigee__arena *a) {
   if (a->aux_any & PERIGEE_SHM_INLINE)
     take_lines(a);
   bool lent = (a->aux_any & PERIGEE_SHM_DIRECT) != 0;
-  if (lent && perigee__shm_reach(a))
+  if (lent && perigee__shm_all_there(a, part, -1) && perigee__shm_reach(a))
     return take_direct(a, part);
   if (!lent)
     take(a, part, 0);

@@ -22,7 +22,7 @@ static int broadcast_inline(perigee__arena *a) {
 /* Chunks from `at` on. The first one is staged already when `staged`, and its meeting has been. */
 static int broadcast_staged(perigee__arena *a, bool staged) {
   const perigee__coll_call *call = a->call;
-  size_t chunk = a->copy_chunk;
+  size_t chunk = a->table.copy_chunk;
   for (size_t at = 0; at < call->bytes; at += chunk) {
     size_t now = perigee__shm_piece(call->bytes, at, chunk);
     char *user = (char *)call->out + at;
@@ -42,13 +42,12 @@ static int broadcast_large(perigee__arena *a) {
   const perigee__coll_call *call = a->call;
   bool root = a->me == call->root;
   bool segment = perigee__shm_open_window(a, call->out, call->bytes, NULL, 0);
-  bool direct = (segment && call->bytes >= a->direct_min) ||
-                perigee__arena_within(a->pull_broadcast, call->bytes);
+  bool direct = perigee__shm_lends(a, call->bytes, segment);
   if (root && direct)
     a->aux = PERIGEE_SHM_DIRECT;
   else if (root)
     perigee__shm_copy(perigee__arena_next_slot(a, a->me), call->out,
-                      perigee__shm_piece(call->bytes, 0, a->copy_chunk));
+                      perigee__shm_piece(call->bytes, 0, a->table.copy_chunk));
   PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
   direct = (a->aux_any & PERIGEE_SHM_DIRECT) != 0;
   if (!direct || !perigee__shm_reach(a))
@@ -62,7 +61,7 @@ static int broadcast_large(perigee__arena *a) {
 int perigee__shm_broadcast(perigee__arena *a) {
   if (a->call->bytes <= PERIGEE_ARENA_INLINE)
     return broadcast_inline(a);
-  if (a->call->bytes >= a->direct_min)
+  if (perigee__shm_lends(a, a->call->bytes, true))
     return broadcast_large(a);
   return broadcast_staged(a, false);
 }

@@ -126,14 +126,14 @@ static bool can_push(const direct *d) {
 }
 
 int perigee__shm_reduce_direct(perigee__arena *a, const perigee__reduce_plan *plan, int root,
-                               bool pull, bool *done_p) {
+                               bool pull, bool symmetric, bool *done_p) {
   const perigee__coll_call *call = a->call;
   const direct d = {.a = a, .plan = plan, .root = root};
   size_t bytes = call->count * plan->size;
   bool keeps = root < 0 || root == a->me;
-  bool symmetric =
+  symmetric =
       perigee__shm_open_window(a, call->in, bytes, keeps ? call->out : NULL, keeps ? bytes : 0) &&
-      bytes >= a->symmetric_min;
+      symmetric;
   *done_p = false;
   if (!symmetric && !pull)
     return 0; /* this rank takes another path, and sees in its first meeting that others do not */

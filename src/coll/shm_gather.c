@@ -1,8 +1,8 @@
 /*
  * Gather and allgather: every rank has one block, one rank or all want them all.
  *
- * Blocks of up to 48 bytes travel in the publish line. Where that is quicker (arena_limits.c), and when all senders of more can, the takers copy
- * blocks from where they are, and the senders wait until they have, in one more meeting. Otherwise blocks are cut into chunks: a rank stages
+ * Blocks of up to 48 bytes travel in the publish line. Where that is quicker (arena_limits.c), and when all whose block is longer than a chunk can, the takers
+ * copy blocks from where they are, and the senders wait until they have, in one more meeting. Otherwise blocks are cut into chunks: a rank stages
  * chunk k + 1 of its block while the takers copy chunk k of all blocks. As many meetings as the largest block has chunks. A block's own
  * rank copies it directly.
  * Cost for blocks of M bytes: 2M touched by a sender (nothing when it lends), 2(n-1)M + 2M by a taker.
@@ -16,7 +16,7 @@ typedef struct gather {
 
 static void stage(const gather *g, size_t k) {
   const perigee__coll_call *call = g->a->call;
-  size_t chunk = g->a->copy_chunk;
+  size_t chunk = g->a->table.copy_chunk;
   if (g->sends)
     perigee__shm_copy(perigee__arena_next_slot(g->a, g->a->me), (const char *)call->in + k * chunk,
                       perigee__shm_piece(call->in_bytes, k * chunk, chunk));
@@ -25,7 +25,7 @@ static void stage(const gather *g, size_t k) {
 /* Sizes are those this rank has room for: they were found equal to what is sent. */
 static void take(const gather *g, size_t k) {
   perigee__arena *a = g->a;
-  size_t chunk = a->copy_chunk;
+  size_t chunk = a->table.copy_chunk;
   for (int i = 1; i < a->n && g->takes; i++) {
     int r = (a->me + i) % a->n;
     const perigee__block *block = &a->call->out_blocks[r];
@@ -48,25 +48,15 @@ static void take_lines(const gather *g) {
 }
 
 /* Whether this rank would have its block read where it is. */
-static bool lends(const gather *g, int root) {
+static bool lends(const gather *g) {
   perigee__arena *a = g->a;
   const perigee__coll_call *call = a->call;
   bool segment = call->in_bytes > PERIGEE_ARENA_INLINE &&
                  perigee__shm_open_window(a, call->in, call->in_bytes, NULL, 0);
-  return g->sends &&
-         ((segment && call->in_bytes >= a->direct_min) ||
-          perigee__arena_within(root < 0 ? a->pull_allgather : a->pull_gather, call->in_bytes));
+  return g->sends && perigee__shm_lends(a, call->in_bytes, segment);
 }
 
-/* Whether all who send more than a line holds do. Some may have blocks of another size, or elsewhere. */
-static bool all_lend(const perigee__arena *a, int root) {
-  for (int r = 0; r < a->n; r++)
-    if (r != root &&
-        !(perigee__arena_line_of(a, r)->aux & (PERIGEE_SHM_DIRECT | PERIGEE_SHM_INLINE)))
-      return false;
-  return true;
-}
-
+/* Some lend; what the others have staged is a whole block. */
 static int take_direct(const gather *g) {
   perigee__arena *a = g->a;
   for (int i = 1; i < a->n && g->takes; i++) {
@@ -75,6 +65,8 @@ static int take_direct(const gather *g) {
     const perigee__shm_window *w = perigee__shm_window_of(a, r);
     if (perigee__arena_line_of(a, r)->aux & PERIGEE_SHM_DIRECT)
       PERIGEE_TRY(perigee__shm_read_in(a, w, r, block->ptr, w->in, block->bytes));
+    else if (block->bytes > PERIGEE_ARENA_INLINE)
+      perigee__shm_copy_out(a, block->ptr, perigee__arena_slot_of(a, r, 0), block->bytes);
   }
   return perigee__shm_end(a, g->sends);
 }
@@ -87,7 +79,7 @@ int perigee__shm_gather(perigee__arena *a, int root) {
   if (inlined)
     perigee__shm_copy(perigee__arena_next_line(a)->payload, call->in, call->in_bytes);
   perigee__shm_announce(a, inlined, call->in_bytes);
-  if (lends(&g, root))
+  if (lends(&g))
     a->aux |= PERIGEE_SHM_DIRECT;
   else
     stage(&g, 0);
@@ -95,11 +87,11 @@ int perigee__shm_gather(perigee__arena *a, int root) {
   PERIGEE_TRY(perigee__shm_check(a, &most));
   take_lines(&g);
   bool lent = (a->aux_any & PERIGEE_SHM_DIRECT) != 0;
-  if (lent && all_lend(a, root) && perigee__shm_reach(a))
+  if (lent && perigee__shm_all_there(a, a->table.copy_chunk, root) && perigee__shm_reach(a))
     return take_direct(&g);
   if (!lent)
     take(&g, 0);
-  size_t chunks = perigee__shm_pieces(most, a->copy_chunk);
+  size_t chunks = perigee__shm_pieces(most, a->table.copy_chunk);
   for (size_t k = lent ? 0 : 1; k < chunks; k++) { /* lent in vain: the first chunk is staged now */
     stage(&g, k);
     PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));

@@ -30,14 +30,26 @@ PERIGEE_MUST_CHECK int perigee__shm_alltoall(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__shm_two_shot(perigee__arena *a, const perigee__reduce_plan *plan,
                                              int root);
 /**
- * Allreduce (root -1) and reduce straight from the others' memory. pull: by system call unless all tensors are symmetric; otherwise only
- * if they are, and when they turn out not to be *done_p is false and nothing has happened but one meeting. A rank that knows at once
+ * Allreduce (root -1) and reduce straight from the others' memory. symmetric: if all tensors are. pull: by system call otherwise; without
+ * it, when they turn out not to be *done_p is false and nothing has happened but one meeting. A rank that knows at once
  * that its own are not does not even have that: its first meeting on the path it takes then is the same one, and
  * perigee__shm_again tells it to repeat it.
  */
 PERIGEE_MUST_CHECK int perigee__shm_reduce_direct(perigee__arena *a,
                                                   const perigee__reduce_plan *plan, int root,
-                                                  bool pull, bool *done_p);
+                                                  bool pull, bool symmetric, bool *done_p);
+/** Which way the rules send the call that runs. symmetric: if its tensors are. */
+static inline perigee__algo perigee__shm_path(const perigee__arena *a, size_t bytes,
+                                              bool symmetric) {
+  return (perigee__algo)perigee__shm_entry_for(&a->table, a->call->kind,
+                                               symmetric && a->table.symmetric, bytes)
+      ->algo;
+}
+/** Whether this rank would have blocks of this size read where they are. segment: they are in symmetric memory. */
+static inline bool perigee__shm_lends(const perigee__arena *a, size_t bytes, bool segment) {
+  perigee__algo algo = perigee__shm_path(a, bytes, segment);
+  return algo == PERIGEE_PATH_CMA || algo == PERIGEE_PATH_SYMMETRIC;
+}
 /** The plan of the call; errors in *a->error, on all ranks alike, the group stays healthy. */
 PERIGEE_MUST_CHECK int perigee__shm_plan(perigee__arena *a, perigee__reduce_plan *plan);
 
@@ -54,6 +66,9 @@ enum {                         /* perigee__arena_line.aux */
 void perigee__shm_announce(perigee__arena *a, bool inlined, size_t length);
 /** Put the blocks, one for each rank, into the next line and announce them; false when they do not fit or differ in size. */
 bool perigee__shm_inline_blocks(perigee__arena *a, const perigee__block *blocks);
+/** After the check: whether the blocks of all ranks are lent, inlined or staged whole, in `room` bytes for each. root: lends or not whatever
+ *  it has, -1: none. Alike on all ranks. */
+bool perigee__shm_all_there(const perigee__arena *a, size_t room, int root);
 /** Bytes of the largest of the n blocks. */
 size_t perigee__shm_largest(const perigee__arena *a, const perigee__block *blocks);
 /**
@@ -139,8 +154,8 @@ static inline size_t perigee__shm_pieces(size_t bytes, size_t piece) {
 /** Part of a buffer for each of the n - 1 others, when one buffer serves all of them: a multiple of the widest element. */
 static inline size_t perigee__shm_share(const perigee__arena *a) {
   size_t part = a->n > 1 ? a->buffer_bytes / (size_t)(a->n - 1) : a->buffer_bytes;
-  if (part > a->copy_chunk)
-    part = a->copy_chunk;
+  if (part > a->table.copy_chunk)
+    part = a->table.copy_chunk;
   return part >= PERIGEE_CACHE_LINE ? part / PERIGEE_CACHE_LINE * PERIGEE_CACHE_LINE
                                     : part / 16 * 16;
 }

@@ -9,11 +9,6 @@
  */
 #include "coll/shm_impl.h"
 
-/* Ranks up to which the root reduces everything itself. */
-enum {
-  ROOT_ALONE = 3
-};
-
 static int reduce_inline(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes) {
   const perigee__coll_call *call = a->call;
   perigee__shm_copy(perigee__arena_next_line(a)->payload, call->in, bytes);
@@ -28,7 +23,7 @@ static int reduce_inline(perigee__arena *a, const perigee__reduce_plan *plan, si
 
 static int reduce_to_root(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes) {
   const perigee__coll_call *call = a->call;
-  size_t chunk = a->copy_chunk / plan->size * plan->size;
+  size_t chunk = a->table.copy_chunk / plan->size * plan->size;
   for (size_t at = 0; at < bytes; at += chunk) {
     size_t now = perigee__shm_piece(bytes, at, chunk);
     const char *in = (const char *)call->in + at;
@@ -52,15 +47,15 @@ int perigee__shm_reduce(perigee__arena *a) {
   size_t bytes = a->call->count * plan.size;
   if (bytes <= PERIGEE_ARENA_INLINE)
     return reduce_inline(a, &plan, bytes);
-  bool pull = ((bytes >= a->pull_min && bytes <= a->pull_max) || bytes >= a->pull_all_min) &&
-              a->n <= ROOT_ALONE;
-  bool done;
-  if (pull || bytes >= a->symmetric_min) {
-    PERIGEE_TRY(perigee__shm_reduce_direct(a, &plan, a->call->root, pull, &done));
+  perigee__algo algo = perigee__shm_path(a, bytes, false);
+  bool symmetric = perigee__shm_path(a, bytes, true) == PERIGEE_PATH_SYMMETRIC;
+  bool pull = algo == PERIGEE_PATH_CMA, done;
+  if (pull || symmetric) {
+    PERIGEE_TRY(perigee__shm_reduce_direct(a, &plan, a->call->root, pull, symmetric, &done));
     if (done)
       return 0;
   }
-  if (a->n <= ROOT_ALONE || bytes <= a->copy_chunk)
+  if (algo == PERIGEE_PATH_ROOT)
     return reduce_to_root(a, &plan, bytes);
   return perigee__shm_two_shot(a, &plan, a->call->root);
 }

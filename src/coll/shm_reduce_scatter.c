@@ -133,7 +133,7 @@ static bool open_blocks(scattering *s) {
   size_t most = 0;
   for (int r = 0; r < a->n; r++)
     most = a->call->counts[r] > most ? a->call->counts[r] : most;
-  return most * s->plan.size * (size_t)a->n >= a->symmetric_min &&
+  return perigee__shm_path(a, most * s->plan.size * (size_t)a->n, true) == PERIGEE_PATH_SYMMETRIC &&
          perigee__shm_open_blocks(a, a->call->in_blocks);
 }
 

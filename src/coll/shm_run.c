@@ -61,7 +61,7 @@ int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_
   a->aux = 0;
   size_t bytes = bytes_of(a, call);
   a->work_ns = a->mode == PERIGEE_ARENA_SPIN ? (int64_t)(bytes / BYTES_PER_NS) : 0;
-  a->past_caches = bytes >= a->past_min;
+  a->past_caches = bytes >= a->table.past_min;
   if (PERIGEE_UNLIKELY(perigee__fate_failed(a->fate)))
     return perigee__fate_error(a->fate, call->op, call->shown_seq, false, error_p);
   int rc = run(a, call);

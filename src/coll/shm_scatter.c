@@ -1,7 +1,7 @@
 /*
  * Scatter: the root has a block for every rank.
  *
- * Blocks that fit all together travel in the root's publish line. From direct_min on everybody copies its block from where it is, and the
+ * Blocks that fit all together travel in the root's publish line. Where the rules say so everybody copies its block from where it is, and the
  * root waits for that in one more meeting. Others go through the buffers:
  * The first piece of every block goes into a part of the root's own buffer (as in alltoall): before the first meeting nobody knows yet that
  * all others are in this collective, so nobody touches what is not his. From then on the root writes the next chunk of rank r's block
@@ -63,7 +63,7 @@ static void offer(perigee__arena *a, step now) {
   perigee__shm_announce(a, false, 0);
   bool segment = root ? perigee__shm_open_blocks(a, call->in_blocks)
                       : perigee__shm_open_window(a, call->out, call->out_bytes, NULL, 0);
-  if (root && perigee__shm_largest(a, call->in_blocks) >= a->direct_min && (a->cma || segment))
+  if (root && perigee__shm_lends(a, perigee__shm_largest(a, call->in_blocks), segment))
     a->aux |= PERIGEE_SHM_DIRECT;
   else
     stage(a, now);
@@ -93,7 +93,7 @@ int perigee__shm_scatter(perigee__arena *a) {
     PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
   }
   take(a, now);
-  for (now = (step){now.most, a->copy_chunk}; now.at < most; now.at += now.most) {
+  for (now = (step){now.most, a->table.copy_chunk}; now.at < most; now.at += now.most) {
     stage(a, now);
     PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
     take(a, now);

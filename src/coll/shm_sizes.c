@@ -152,3 +152,15 @@ int perigee__shm_check(perigee__arena *a, size_t *most_p) {
         PERIGEE_TRY(check_pair(a, from, to, most_p));
   return 0;
 }
+
+bool perigee__shm_all_there(const perigee__arena *a, size_t room, int root) {
+  for (int r = 0; r < a->n; r++) {
+    const perigee__arena_line *line = perigee__arena_line_of(a, r);
+    if (r == root || (line->aux & (PERIGEE_SHM_DIRECT | PERIGEE_SHM_INLINE)))
+      continue;
+    for (int to = 0; to < a->n; to++)
+      if (announced(a, r, to) > room)
+        return false;
+  }
+  return true;
+}

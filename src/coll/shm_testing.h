@@ -100,9 +100,9 @@ static inline void world_path(world *w, perigee__arena_path path) {
     bool cma = path == PERIGEE_ARENA_PATH_CMA || path == PERIGEE_ARENA_PATH_AUTO;
     a->cma = cma && perigee__reach_probe(a);
     assert_int_equal(a->cma, cma);
-    perigee__arena_set_limits(a);
+    perigee__arena_sift(a);
     if (a->mode == PERIGEE_ARENA_PARK)
-      a->past_min = 1; /* else only tensors of many MiB */
+      a->table.past_min = 1; /* else only tensors of many MiB */
   }
 }
 

@@ -94,7 +94,7 @@ static void take(const two_shot *t, size_t k, uint32_t age) {
 
 int perigee__shm_two_shot(perigee__arena *a, const perigee__reduce_plan *plan, int root) {
   two_shot t = {.a = a, .plan = plan, .root = root, .count = a->call->count};
-  size_t limit = a->two_shot_chunk / plan->size;
+  size_t limit = a->table.two_shot_chunk / plan->size;
   t.nchunks = perigee__shm_pieces(t.count, limit);
   t.chunk = (t.count + t.nchunks - 1) / t.nchunks;
   stage(&t, 0);

@@ -14,16 +14,16 @@
  */
 #include "coll/shm_impl.h"
 
-/* Whether bytes of a rank may be read where they are. */
+/* Whether bytes of a rank may be read where they are. Where all know the size, who opens a window has decided before. */
 static bool worth_it(const perigee__arena *a, size_t bytes) {
-  return bytes >= a->direct_min || bytes >= a->symmetric_min;
+  return perigee__select_reduces(a->call->kind) || perigee__shm_lends(a, bytes, true);
 }
 
 bool perigee__shm_open_window(perigee__arena *a, const void *in, size_t in_bytes, const void *out,
                               size_t out_bytes) {
   perigee__shm_window *w = (perigee__shm_window *)(void *)perigee__arena_next_line(a)->payload;
   perigee__place place = {0};
-  bool symmetric = a->symmetric_min != SIZE_MAX && worth_it(a, in_bytes);
+  bool symmetric = a->table.symmetric && worth_it(a, in_bytes);
   w->in = (uint64_t)(uintptr_t)in;
   w->out = (uint64_t)(uintptr_t)out;
   w->in_segment = w->out_segment = 0;
@@ -45,7 +45,7 @@ bool perigee__shm_open_blocks(perigee__arena *a, const perigee__block *blocks) {
   perigee__arena_line *line = perigee__arena_next_line(a);
   perigee__shm_window *w = (perigee__shm_window *)(void *)line->payload;
   perigee__place first = {0}, place;
-  bool together = a->symmetric_min != SIZE_MAX;
+  bool together = a->table.symmetric;
   w->out_segment = w->in_segment = 0;
   if (!worth_it(a, perigee__shm_largest(a, blocks)))
     return false;

@@ -39,6 +39,7 @@ static void group_free(perigee_group *group) {
   perigee_store_unref(group->origin);
   free(group->stack);
   free(group->spec);
+  free(group->tuning);
   perigee__mutex_fini(&group->mutex);
   free(group);
 }
@@ -62,8 +63,11 @@ int perigee__group_open(const perigee__group_params *params, perigee_group **gro
   perigee__list_init(&group->tracked);
   group->stack = perigee__strdup(params->stack);
   group->members = perigee__calloc((size_t)params->nranks, sizeof(int));
+  if (params->tuning != NULL)
+    group->tuning = perigee__strdup(params->tuning);
   int rc = 0;
-  if (group->stack == NULL || group->members == NULL)
+  if (group->stack == NULL || group->members == NULL ||
+      (params->tuning != NULL && group->tuning == NULL))
     PERIGEE_TRY_GOTO(perigee__fail(PERIGEE_ENOMEM, "no memory for a group"), err_free);
   PERIGEE_TRY_GOTO(perigee__hooks_create(group, &group->hooks), err_free);
   memcpy(group->members, params->members, (size_t)params->nranks * sizeof(int));

@@ -64,6 +64,7 @@ struct perigee_group {
   char *spec;                    /* the same with the registered names: opens it again */
   uint32_t methods;              /* bit per method of kind ASKED that any layer has */
   perigee_shared *layer_options; /* one reference, or NULL */
+  char *tuning;                  /* rules of the group (coll/select.h), or NULL */
   perigee_layer layers[PERIGEE_LAYERS_MAX];
   int nlayers;
   bool native;              /* the bottom is the built-in backend */
@@ -91,6 +92,7 @@ typedef struct perigee__group_params {
   const perigee_group *parent;   /* layers are split from it; NULL: opened */
   int first;                     /* index of the parent's first layer that is taken */
   perigee_shared *layer_options; /* one reference is taken; may be NULL */
+  const char *tuning;            /* rules of the group, or NULL */
 } perigee__group_params;
 
 /** Open a group. Waits for all members (the bottom sets itself up with its peers). */

@@ -8,6 +8,7 @@
  */
 #include <inttypes.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -226,6 +227,11 @@ int perigee__world_meet(perigee_store *store, const char *stack, int rank, int n
   return rc;
 }
 
+/* Makers that know less leave off the end. */
+static bool has(const perigee_init_options *opts, size_t offset) {
+  return opts->size >= offset + sizeof(void *);
+}
+
 static void params_from(const perigee_init_options *opts, perigee__group_params *params) {
   int64_t init_timeout = opts->init_timeout_ns > 0 ? opts->init_timeout_ns
                                                    : perigee__env_seconds("PERIGEE_INIT_TIMEOUT");
@@ -236,7 +242,9 @@ static void params_from(const perigee_init_options *opts, perigee__group_params 
       .timeout_ns =
           opts->timeout_ns > 0 ? opts->timeout_ns : perigee__env_seconds("PERIGEE_TIMEOUT"),
       .deadline_ns = perigee__deadline_in(init_timeout),
-      .layer_options = opts->size >= sizeof(*opts) ? opts->layer_options : NULL,
+      .layer_options =
+          has(opts, offsetof(perigee_init_options, layer_options)) ? opts->layer_options : NULL,
+      .tuning = has(opts, offsetof(perigee_init_options, tuning)) ? opts->tuning : NULL,
   };
 }
 

@@ -64,8 +64,10 @@ static int native_open(void *backend, const perigee_layer_info *info, void **sel
                    err_free);
   if (native->mesh != NULL)
     PERIGEE_TRY_GOTO(perigee__mesh_attach(native->mesh, &native->fate), err_fate);
-  const perigee__coll_params coll = {
-      .mesh = native->mesh, .fate = &native->fate, .deadline_ns = group->open_deadline_ns};
+  const perigee__coll_params coll = {.mesh = native->mesh,
+                                     .fate = &native->fate,
+                                     .deadline_ns = group->open_deadline_ns,
+                                     .rules = group->tuning};
   PERIGEE_TRY_GOTO(perigee__coll_create(&coll, &native->coll), err_detach);
   *self_p = native;
   return 0;
@@ -155,6 +157,12 @@ const perigee_backend_ops_v1 perigee__native_ops = {
 const char *perigee__native_transport(const void *self) {
   const perigee__native *native = self;
   return perigee__coll_transport(native->coll);
+}
+
+int perigee__native_explain(const void *self, perigee__coll_kind kind, uint64_t bytes,
+                            bool symmetric, perigee_choice *choice_p) {
+  const perigee__native *native = self;
+  return perigee__coll_explain(native->coll, kind, bytes, symmetric, choice_p);
 }
 
 bool perigee__native_is_idle(const void *self) {

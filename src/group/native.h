@@ -16,12 +16,17 @@
 #include <perigee/backend.h>
 
 #include "transport/fate.h"
+#include "coll/coll.h"
 #include "coll/segments.h"
 
 extern const perigee_backend_ops_v1 perigee__native_ops;
 
 /** "shm", "tcp" or "self". */
 const char *perigee__native_transport(const void *self);
+/** perigee__coll_explain. */
+PERIGEE_MUST_CHECK int perigee__native_explain(const void *self, perigee__coll_kind kind,
+                                               uint64_t bytes, bool symmetric,
+                                               perigee_choice *choice_p);
 /** perigee__coll_alloc between the group's collectives: what is queued before runs first. EDEADLK in a reduce function. */
 PERIGEE_MUST_CHECK int perigee__native_alloc(void *self, size_t bytes, uint64_t what,
                                              int64_t deadline_ns, perigee__segment **segment_p,

@@ -68,6 +68,7 @@ static int open_anew(perigee_group *old, const perigee_reconfigure_options *opts
                         : atomic_load_explicit(&old->timeout_ns, memory_order_relaxed),
       .deadline_ns = perigee__deadline_in(init_timeout),
       .layer_options = old->layer_options,
+      .tuning = old->tuning,
   };
   int *members = perigee__calloc((size_t)nranks, sizeof(int));
   if (members == NULL)

@@ -74,6 +74,7 @@ int perigee__group_of_members(perigee_group *parent, int first, const char *name
       .parent = parent,
       .first = first,
       .layer_options = parent->layer_options,
+      .tuning = parent->tuning,
   };
   int rc = perigee__group_open(&params, group_p);
   free(members);

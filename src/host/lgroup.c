@@ -85,10 +85,10 @@ perigee_shared *perigee__layer_options(lua_State *L, const char *function) {
   return perigee__lshared_create(perigee__interp_here(L), L);
 }
 
-/* perigee.init{backend =, rank =, size =, store =, timeout =, init_timeout =, name =, options =} */
+/* perigee.init{backend =, rank =, size =, store =, timeout =, init_timeout =, name =, options =, tuning =} */
 static int l_init(lua_State *L) {
-  static const char *const known[] = {"backend",      "rank", "size",    "store", "timeout",
-                                      "init_timeout", "name", "options", NULL};
+  static const char *const known[] = {"backend",      "rank", "size",    "store",  "timeout",
+                                      "init_timeout", "name", "options", "tuning", NULL};
   perigee_interp *interp = perigee__interp_here(L);
   perigee_init_options opts;
   perigee_init_options_init(&opts);
@@ -108,6 +108,7 @@ static int l_init(lua_State *L) {
   opts.init_timeout_ns = seconds_field(L, 1, "init", "init_timeout");
   opts.backend = text_field(L, 1, "init", "backend");
   opts.name = text_field(L, 1, "init", "name");
+  opts.tuning = text_field(L, 1, "init", "tuning");
   lua_getfield(L, 1, "store");
   opts.store = perigee__store_opt(L, -1, "init", 1);
   perigee__lgroup *g = perigee__lgroup_new(L);
@@ -436,6 +437,7 @@ void perigee__lgroup_open(lua_State *L) {
       {"__gc", l_gc}, {"__close", l_close}, {"__tostring", l_tostring}, {NULL, NULL}};
   static const luaL_Reg methods[] = {
       {"alloc", perigee__lgroup_alloc},
+      {"explain", perigee__lgroup_explain},
       {"close", l_close},
       {"is_closed", l_is_closed},
       {"split", l_split},

@@ -24,6 +24,8 @@ PERIGEE_RAISES void perigee__lgroup_objects_add(lua_State *L);
 PERIGEE_RAISES void perigee__lgroup_reduce_object_add(lua_State *L);
 /** group:alloc(dtype, shape...) [-0, +1, e] */
 int perigee__lgroup_alloc(lua_State *L);
+/** group:explain. */
+int perigee__lgroup_explain(lua_State *L);
 /** Options of layers (a table of tables, or nil) on top of the stack for perigee_init_options; the caller drops it. [-1, +0, e] */
 PERIGEE_RAISES perigee_shared *perigee__layer_options(lua_State *L, const char *function);
 /** [-0, +1, m] A group object without a group; then it gets one (takes over a reference). */

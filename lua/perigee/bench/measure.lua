@@ -244,9 +244,9 @@ function Run:plan()
 end
 
 -- One memory for all rows, as a program that reuses its buffers; written to, so that it is there.
-function Run:allocate()
+function Run:allocate(symmetric)
   local function make(n)
-    if not self.opts.symmetric then return perigee.ones(self.opts.dtype, n) end
+    if not symmetric then return perigee.ones(self.opts.dtype, n) end
     return self.world:alloc(self.opts.dtype, n):fill_(1)
   end
   self.a, self.b = make(math.max(1, self.need_a)), make(math.max(1, self.need_b))
@@ -268,6 +268,14 @@ local function median(samples, i)
   local n = #list
   return n % 2 == 1 and list[n // 2 + 1] or (list[n // 2] + list[n // 2 + 1]) / 2
 end
+
+--- The same measurement on another group of the same ranks, with this one's memory unless it allocates its own.
+function Run:on(world)
+  return setmetatable({ world = world }, { __index = self })
+end
+
+--- A row that is measured by hand: run:prepare(row), row:calibrate(), row:repetition().
+function Run:row(name, bytes) return row_of(self, name, bytes) end
 
 -- What is printed and stored of a row.
 function Run:result(row)
@@ -324,14 +332,14 @@ end
 --- Join the world and decide what is measured.
 function measure.open(opts)
   for _, path in ipairs(opts.load) do dofile(path) end
-  local world = perigee.init { backend = opts.backend }
+  local world = perigee.init { backend = opts.backend, tuning = opts.tuning }
   local control = opts.backend == "native" and world or perigee.init { backend = "native", name = "bench" }
   local run = setmetatable({
     opts = opts, world = world, control = control, loops = opts.from == "lua" and lua_loops or loop,
     element = perigee.zeros(opts.dtype, 1).nbytes, need_a = 0, need_b = 0,
   }, Run)
   run:plan()
-  run:allocate()
+  run:allocate(opts.symmetric)
   return run
 end
 
