@@ -28,6 +28,7 @@ local perigee = {}
 ---@field init_timeout? number # of this call; 300
 ---@field name? string # default "world"
 ---@field options? perigee.LayerOptions # what layers of the stack are opened with; subgroups and splits inherit it
+---@field tuning? string # rules before those of the environment, "allreduce/shm:64k-:twoshot"; the same on all ranks
 
 ---Options of layers, by their names in the stack. Layers of one's own get theirs in `open`; those that come with
 ---Perigee need no require, and each describes itself in lua/perigee/layers/<name>.lua.
@@ -703,6 +704,23 @@ function Group:subgroup(ranks, opts) end
 ---@param ... integer|integer[] # shape
 ---@return perigee.Tensor
 function Group:alloc(dtype, ...) end
+
+---@class perigee.Choice
+---@field transport "shm"|"tcp"|"self"
+---@field wait? "spin"|"park" # how ranks wait in shared memory
+---@field path string # "oneshot", "ring" ...
+---@field from integer # the same path from so many bytes on ...
+---@field to number # ... to below so many; math.huge: without end
+---@field why string # the rule and where it is from: "built in", a variable, "FILE:LINE"
+---@field possible string[] # paths that rules may name here
+
+---Which way the built-in backend at the bottom would take with an operation: what decides when it runs is asked. Raises
+---for operations whose way does not depend on their size (barriers, messages).
+---@param op string # "allreduce"
+---@param bytes integer # of the vector; allgather, gather, scatter, reduce_scatter, alltoall: of one rank's block
+---@param opts? {symmetric?: boolean} # as if the tensors were from group:alloc
+---@return perigee.Choice
+function Group:explain(op, bytes, opts) end
 
 ---Leave the group: what is pending ends with ECLOSED. Idempotent; also done by `local world <close>`.
 function Group:close() end

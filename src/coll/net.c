@@ -79,13 +79,14 @@ int perigee__net_run(perigee__mesh *mesh, perigee__fate *fate, const perigee__tu
 
 /* What ranks must have in common, in the order of config_names. */
 enum {
+  CONFIG_SELECT, /* first: a rule may set the segment */
   CONFIG_SEGMENT,
   CONFIG_DETERMINISTIC,
-  CONFIG_SELECT,
   CONFIG_COUNT
 };
-static const char *const config_names[CONFIG_COUNT] = {"PERIGEE_SEGMENT", "PERIGEE_DETERMINISTIC",
-                                                       "PERIGEE_SELECT"};
+static const char *const config_names[CONFIG_COUNT] = {
+    "the table of rules (PERIGEE_SELECT, PERIGEE_TUNING_FILE, option tuning)", "PERIGEE_SEGMENT",
+    "PERIGEE_DETERMINISTIC"};
 
 static void config_of(const perigee__tuning *tuning, uint64_t *config) {
   uint64_t hash = 0;

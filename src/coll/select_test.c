@@ -3,8 +3,10 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -114,6 +116,13 @@ static void errors_name_the_word(void **state) {
       {"allreduce@4-2:0-:ring", "expected ranks"},
       {"allreduce:0-:ring allgather:0-:ring", "expected ',' or ';' at 'allgather:0-:ring'"},
       {";", "'' is no collective"},
+      {"allreduce/shn:0-:twoshot", "'shn' is no place (tcp, shm, spin, park)"},
+      {"allreduce/shm:0-:ring",
+       "'ring' is no algorithm of allreduce in shared memory (oneshot, twoshot, cma, symmetric)"},
+      {"allreduce:0-:twoshot", "'twoshot' is no algorithm of allreduce ("},
+      {"gather:0-:buffers", "'buffers' is no algorithm of gather (it has no choice)"},
+      {"segment=4", "segment=4 is not from 16 to 1g"},
+      {"segment:4k", "expected '=' and bytes at ':4k'"},
   };
   for (size_t i = 0; i < PERIGEE_COUNT(wrong); i++) {
     perigee__select select = {.nrules = 0};
@@ -166,6 +175,81 @@ static void several_hosts(void **state) {
                        PERIGEE_ALGO_HIER);
 }
 
+/* Shared memory and settings in the same language; several kinds at once. */
+static void places(void **state) {
+  (void)state;
+  perigee__select select = {.nrules = 0};
+  char text[512];
+  assert_int_equal(perigee__select_parse(&select, "gather+scatter/park@2-3:8k-:cma,0-:buffers;"
+                                                  "allreduce@4/shm:0-:twoshot;segment=32k;"
+                                                  "copy_chunk/spin@2=64k"),
+                   0);
+  assert_true(perigee__select_format(&select, text, sizeof(text)) < sizeof(text));
+  assert_string_equal(text, "gather/park@2-3:8k-:cma;gather/park@2-3:0-:buffers;"
+                            "scatter/park@2-3:8k-:cma;scatter/park@2-3:0-:buffers;"
+                            "allreduce/shm@4-4:0-:twoshot;segment=32k;copy_chunk/spin@2-2=64k");
+  perigee__tuning t = {.select = select};
+  assert_int_equal(perigee__select_setting(&t, PERIGEE_SETTING_SEGMENT, PERIGEE_WHERE_TCP, 9, 1),
+                   32768);
+  assert_int_equal(
+      perigee__select_setting(&t, PERIGEE_SETTING_COPY_CHUNK, PERIGEE_WHERE_SPIN, 2, 1), 65536);
+  assert_int_equal(
+      perigee__select_setting(&t, PERIGEE_SETTING_COPY_CHUNK, PERIGEE_WHERE_PARK, 2, 1), 1);
+}
+
+static void write_file(const char *path, const char *text) {
+  FILE *f = fopen(path, "w");
+  assert_non_null(f);
+  assert_true(fputs(text, f) >= 0);
+  assert_int_equal(fclose(f), 0);
+}
+
+/* Rules of a file stand between those of PERIGEE_SELECT and the built-in ones, and say where they are from. */
+static void files(void **state) {
+  (void)state;
+  char path[] = "/tmp/perigee-select-XXXXXX", machine[64], origin[600];
+  int fd = mkstemp(path);
+  assert_true(fd >= 0);
+  close(fd);
+  write_file(path, "# made by hand\n\nperigee tuning 1\nmachine 2 cores # of mine\n"
+                   "broadcast:0-:binomial   # why\nreduce:0-:chain\n");
+  setenv("PERIGEE_TUNING_FILE", path, 1);
+  setenv("PERIGEE_SELECT", "reduce:0-:bruck", 1);
+  perigee__tuning t;
+  assert_int_equal(perigee__tuning_read_for("allgather:0-:ring", 2, &t), 0);
+  perigee__algo algo;
+  const perigee__select_rule *rule =
+      perigee__select_rule_for(&t, PERIGEE_COLL_BROADCAST, 2, false, 1 << 20, &algo);
+  assert_int_equal(algo, PERIGEE_ALGO_BINOMIAL);
+  perigee__rule_origin(&t, rule, origin, sizeof(origin));
+  assert_memory_equal(origin, path, strlen(path));
+  assert_string_equal(origin + strlen(path), ":5");
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_REDUCE, 2, false, 1), PERIGEE_ALGO_BRUCK);
+  assert_int_equal(perigee__select_algo(&t, PERIGEE_COLL_ALLGATHER, 2, false, 1),
+                   PERIGEE_ALGO_RING);
+  perigee__select select = {.nrules = 0};
+  assert_int_equal(perigee__tuning_read_file(&select, path, machine, sizeof(machine)), 0);
+  assert_string_equal(machine, "2 cores");
+
+  static const struct {
+    const char *text, *error;
+  } wrong[] = {{"", "expected a line 'perigee tuning 1'"},
+               {"perigee tuning 2\n", ":1: expected 'perigee tuning 1', not 'perigee tuning 2'"},
+               {"perigee tuning 1\n\nallreduce:0-:rong\n", ":3: 'rong' is no algorithm"},
+               {"perigee tuning 1\nspeed 7\n", ":2: 'speed' is no collective"}};
+  for (size_t i = 0; i < PERIGEE_COUNT(wrong); i++) {
+    write_file(path, wrong[i].text);
+    assert_int_equal(perigee__tuning_read(&t), PERIGEE_EINVAL);
+    if (strstr(perigee_last_error()->message, wrong[i].error) == NULL)
+      fail_msg("'%s': %s", wrong[i].text, perigee_last_error()->message);
+  }
+  unlink(path);
+  assert_true(perigee__tuning_read(&t) < 0);
+  assert_non_null(strstr(perigee_last_error()->message, path));
+  unsetenv("PERIGEE_TUNING_FILE");
+  unsetenv("PERIGEE_SELECT");
+}
+
 static void table(void **state) {
   (void)state;
   for (int i = 0; i < PERIGEE_ALGO_COUNT; i++) {
@@ -188,6 +272,8 @@ int main(void) {
                                      cmocka_unit_test(errors_name_the_word),
                                      cmocka_unit_test(environment),
                                      cmocka_unit_test(several_hosts),
+                                     cmocka_unit_test(places),
+                                     cmocka_unit_test(files),
                                      cmocka_unit_test(table)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -44,7 +44,8 @@ local function boundary(a, b)
   return 1 << math.floor(math.log(math.sqrt(a * b), 2) + 0.5)
 end
 
---- Ranges { from, to, algo }; `to` is not included, and the last one has none. unit: bytes of a rule per byte of a size.
+--- Ranges { from, to, algo }; `to` is not included, and the last one has none. unit: bytes of a
+--- rule per byte of a size.
 function choose.ranges(sizes, picks, unit)
   local ranges = { { from = 0, algo = picks[1] } }
   for i = 2, #sizes do
@@ -73,7 +74,8 @@ local function range_text(ranges)
 end
 
 --- What to do about one operation of one run. op: { kind, sizes, times, default, symmetric, symmetric_default, order }.
---- Returns { rule, picks, symmetric_from, changes }: changes are { bytes, from, to, gain } of the sizes whose path differs.
+--- Returns { rule, picks, changes }: changes are { bytes, from, to, gain, symmetric } of the sizes whose path
+--- differs, gain how many times as fast, symmetric for symmetric tensors ("plain": as other tensors).
 function choose.decide(op, where, ranks)
   local sizes, result = op.sizes, { changes = {} }
   local picks = choose.pick(sizes, op.times, op.default, op.order)
@@ -98,8 +100,15 @@ function choose.decide(op, where, ranks)
       if one == "symmetric" then
         local from = i == 1 and 0 or boundary(sizes[i - 1], sizes[i]) * unit
         table.insert(ranges, 1, { from = from, algo = "symmetric" })
-        result.symmetric_from = from
         break
+      end
+    end
+    for i, bytes in ipairs(sizes) do
+      local now = two and two[i] or "plain"
+      if now ~= op.symmetric_default[i] then
+        local us = { plain = plain[i], symmetric = op.symmetric[i] }
+        result.changes[#result.changes + 1] = { bytes = bytes, symmetric = true, from = op.symmetric_default[i],
+          to = now, gain = us[op.symmetric_default[i]] / us[now] }
       end
     end
   end

@@ -1,7 +1,8 @@
 -- What each rank of `perigee tune` runs: every operation and size by every algorithm that can do it, in turn.
 --
--- A group for each way to force (option tuning), all of the same ranks; a cell is an operation, a size and a group. Rounds
--- are outermost, so that what disturbs the machine for a while falls on all of them; medians of the rounds are kept.
+-- A group for each way to force (option tuning), all of the same ranks; a cell is an operation, a size and a group.
+-- Rounds are outermost, so that what disturbs the machine for a while falls on all of them; medians of the rounds are
+-- kept.
 local perigee = require "perigee"
 local bench = require "perigee.bench.measure"
 local json = require "perigee.bench.json"
@@ -109,7 +110,7 @@ local function time_of(row)
   return #list > 0 and median(list) or nil
 end
 
-local function results(ops, list, world)
+local function results(ops, list, world, views)
   for _, op in ipairs(ops) do
     op.sizes, op.times, op.default, op.symmetric, op.symmetric_default = {}, {}, {}, {}, {}
     for _, name in ipairs(op.order) do op.times[name] = {} end
@@ -141,8 +142,8 @@ for _, kind in ipairs(kinds) do
   if next(o.op) == nil or o.op[kind[1]] then names[#names + 1] = kind[2] end
 end
 run = bench.open {
-  op = names, size = o.size, load = {}, iters = 0, warmup = -1, reps = 1, budget = 1, settle = 200, check = false, dtype = "f32",
-  redop = "sum", root = 0, backend = "native", from = "c", mode = "each", tuning = "",
+  op = names, size = o.size, load = {}, iters = 0, warmup = -1, reps = 1, budget = 1, settle = 200, check = false,
+  dtype = "f32", redop = "sum", root = 0, backend = "native", from = "c", mode = "each", tuning = "",
 }
 local world = run.world
 local ops, groups, shared = plan(world)
@@ -161,7 +162,7 @@ local rows = 0
 for _, cell in ipairs(list) do rows = rows + #cell.rows end
 run.opts.budget = math.max(0.3, math.min(20, o.seconds * 1000 / (rows * (o.rounds + 1))))
 local rounds = measure(list, started + o.seconds)
-results(ops, list, world)
+results(ops, list, world, views)
 if world.rank == 0 then
   local done = {}
   for _, op in ipairs(ops) do

@@ -35,19 +35,25 @@ local function describe(part)
     part.where ~= part.transport and ", ranks " .. part.where or "")
 end
 
-local function summarize(op, decision)
-  local changes = decision.changes
-  if #changes == 0 then
-    say("  %-15s as built in", op.kind)
-    return
-  end
-  local first, last, product, n, best = changes[1], changes[#changes], 1, 0, 0
+-- One line about the sizes of some tensors that change.
+local function tell(kind, tensors, changes, sizes)
+  if #changes == 0 then return end
+  local product, n, best = 1, 0, 1
   for _, c in ipairs(changes) do
     if c.gain then product, n, best = product * c.gain, n + 1, math.max(best, c.gain) end
   end
-  say("  %-15s %d of %d sizes, %s to %s: predicted %.2f times as fast (at most %.2f); %s instead of %s at %s", op.kind,
-    #changes, #op.sizes, choose.bytes(first.bytes), choose.bytes(last.bytes), n > 0 and product ^ (1 / n) or 1,
-    best > 0 and best or 1, first.to, first.from, choose.bytes(first.bytes))
+  local first, last = changes[1], changes[#changes]
+  say("  %-15s %s%d of %d sizes, %s to %s: predicted %.2f times as fast (at most %.2f); at %s %s instead of %s", kind,
+    tensors, #changes, sizes, choose.bytes(first.bytes), choose.bytes(last.bytes), n > 0 and product ^ (1 / n) or 1,
+    best, choose.bytes(first.bytes), first.to, first.from)
+end
+
+local function summarize(op, decision)
+  local plain, symmetric = {}, {}
+  for _, c in ipairs(decision.changes) do table.insert(c.symmetric and symmetric or plain, c) end
+  tell(op.kind, "", plain, #op.sizes)
+  tell(op.kind, "symmetric tensors: ", symmetric, #op.sizes)
+  if #decision.changes == 0 then say("  %-15s as built in", op.kind) end
 end
 
 for _, part in ipairs(parts) do
