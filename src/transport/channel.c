@@ -15,8 +15,10 @@
 #include "transport/mesh_impl.h"
 
 enum {
-  PUMP_STEPS = 256,  /* of one peer before the others get a turn */
-  DRAIN_PUMPS = 4096 /* more than any buffer of ours or the kernel's can keep busy */
+  LARGE_BYTES = 16 << 10,
+  STAGE_AFTER_LARGE = 2 << 10, /* a header and some small frames */
+  PUMP_STEPS = 256,            /* of one peer before the others, and what goes out, get a turn */
+  DRAIN_PUMPS = 4096           /* more than any buffer of ours or the kernel's can keep busy */
 };
 
 void perigee__channel_init(perigee__channel *chan) {
@@ -331,18 +333,29 @@ static void frame_ends(perigee__peer *peer) {
 
 /* ---- reading ----------------------------------------------------------------------------------- */
 
+/* Past the stage. What a socket had no more of will be there in another pump; a turn's bytes are enough for this one. */
+static ssize_t read_direct(perigee__channel *chan, void *buf, size_t size) {
+  perigee__stream *stream = chan->stream;
+  ssize_t n = stream->ops->read(stream, buf, size);
+  if (n > 0 && stream->ops->staged)
+    chan->dry = (size_t)n < size || n >= PERIGEE_TURN_BYTES;
+  return n;
+}
+
 /* Up to size bytes from the stage or the stream; as perigee__stream_ops.read. */
 static ssize_t take_bytes(perigee__channel *chan, void *buf, size_t size) {
   perigee__stream *stream = chan->stream;
   if (chan->stage_at == chan->stage_end) {
     if (!stream->ops->staged || size >= PERIGEE_STAGE_BYTES / 4)
-      return stream->ops->read(stream, buf, size);
+      return read_direct(chan, buf, size);
     if (chan->stage == NULL && (chan->stage = malloc(PERIGEE_STAGE_BYTES)) == NULL)
       return stream->ops->read(stream, buf, size);
-    ssize_t n = stream->ops->read(stream, chan->stage, PERIGEE_STAGE_BYTES);
+    /* Behind a large frame comes another one, as a rule: its payload is not to go through the stage. */
+    size_t most = chan->in.length >= LARGE_BYTES ? STAGE_AFTER_LARGE : PERIGEE_STAGE_BYTES;
+    ssize_t n = stream->ops->read(stream, chan->stage, most);
     if (n <= 0)
       return n;
-    chan->dry = n < PERIGEE_STAGE_BYTES;
+    chan->dry = (size_t)n < most;
     chan->stage_at = 0;
     chan->stage_end = (size_t)n;
   }

@@ -80,12 +80,12 @@ void perigee__channel_queue(perigee__peer *peer, const perigee__frame *frame, co
 
 static size_t out_size(const perigee__out *out) { return PERIGEE_FRAME_SIZE + out->length; }
 
-/* The iovecs of what is not yet written of the first frames. */
-static int gather(perigee__channel *chan, struct iovec iov[GATHER]) {
+/* The iovecs of what is not yet written of the first frames, up to `most` bytes of payload. */
+static int gather(perigee__channel *chan, struct iovec iov[GATHER], size_t most) {
   int n = 0;
   PERIGEE_LIST_EACH(it, &chan->out) {
     perigee__out *out = PERIGEE_CONTAINER_OF(it, perigee__out, node);
-    if (n + 2 > GATHER)
+    if (n + 2 > GATHER || most == 0)
       break;
     if (!out->encoded) {
       out->frame.credit = chan->owed; /* rides along */
@@ -100,8 +100,10 @@ static int gather(perigee__channel *chan, struct iovec iov[GATHER]) {
     } else {
       skip -= PERIGEE_FRAME_SIZE;
     }
-    if (out->length > skip)
-      iov[n++] = (struct iovec){(void *)(uintptr_t)(out->payload + skip), out->length - skip};
+    size_t take = out->length - skip < most ? out->length - skip : most;
+    if (take > 0)
+      iov[n++] = (struct iovec){(void *)(uintptr_t)(out->payload + skip), take};
+    most -= take;
   }
   return n;
 }
@@ -138,9 +140,11 @@ static void settle_credit(perigee__peer *peer) {
     perigee__channel_queue(peer, &frame, NULL, 0, NULL, NULL);
 }
 
-/* Returns whether the peer took something. */
-static bool flush(perigee__peer *peer) {
+/* Returns whether the peer took something. turn: what one turn does not write is tried again in the next call; else the loop tells when
+ * there is room. */
+static bool flush(perigee__peer *peer, bool turn) {
   perigee__channel *chan = &peer->chan;
+  size_t most = turn ? PERIGEE_TURN_BYTES : SIZE_MAX;
   bool moved = false;
   for (;;) {
     if (chan->stream == NULL)
@@ -149,7 +153,12 @@ static bool flush(perigee__peer *peer) {
     if (perigee__list_empty(&chan->out))
       break;
     struct iovec iov[GATHER];
-    ssize_t n = chan->stream->ops->writev(chan->stream, iov, gather(chan, iov));
+    ssize_t n =
+        most > 0 ? chan->stream->ops->writev(chan->stream, iov, gather(chan, iov, most)) : -EAGAIN;
+    if (n == -EAGAIN && turn) {
+      perigee__list_append(&peer->mesh->later, &peer->dirty);
+      return moved;
+    }
     if (n == -EAGAIN) {
       chan->stream->ops->want_write(chan->stream, true);
       return moved;
@@ -161,13 +170,19 @@ static bool flush(perigee__peer *peer) {
       return true;
     }
     moved = true;
+    if (turn)
+      most = (size_t)n < most ? most - (size_t)n : 0;
     written(peer, (size_t)n);
   }
   chan->stream->ops->want_write(chan->stream, false);
   return moved;
 }
 
-bool perigee__settle(perigee__mesh *mesh) {
+static bool is_staged(const perigee__peer *peer) {
+  return peer->chan.stream != NULL && peer->chan.stream->ops->staged;
+}
+
+bool perigee__settle(perigee__mesh *mesh, bool turn) {
   bool moved = false;
   while (!perigee__list_empty(&mesh->dirty)) {
     perigee__peer *peer = PERIGEE_CONTAINER_OF(mesh->dirty.next, perigee__peer, dirty);
@@ -176,8 +191,13 @@ bool perigee__settle(perigee__mesh *mesh) {
       perigee__peer_ends(peer);
       moved = true;
     } else {
-      moved |= flush(peer);
+      moved |= flush(peer, turn && is_staged(peer));
     }
+  }
+  while (!perigee__list_empty(&mesh->later)) {
+    perigee__node *node = mesh->later.next;
+    perigee__list_remove(node);
+    perigee__list_append(&mesh->dirty, node);
   }
   return moved;
 }

@@ -34,6 +34,7 @@ int perigee__mesh_alloc(int rank, int nranks, perigee__transport transport,
   perigee__list_init(&mesh->passed);
   perigee__list_init(&mesh->notes);
   perigee__list_init(&mesh->dirty);
+  perigee__list_init(&mesh->later);
   perigee__list_init(&mesh->spare);
   perigee__list_init(&mesh->strangers);
   mesh->peers = perigee__calloc((size_t)nranks, sizeof(*mesh->peers));
@@ -302,7 +303,7 @@ void perigee__mesh_destroy(perigee__mesh **mesh_p, int64_t deadline_ns) {
   for (int r = 0; r < mesh->nranks; r++)
     if (r != mesh->rank && is_reachable(&mesh->peers[r]))
       perigee__channel_queue(&mesh->peers[r], &bye, NULL, 0, NULL, NULL);
-  perigee__settle(mesh); /* once, even when there is no time */
+  perigee__settle(mesh, false); /* once, even when there is no time */
   (void)!perigee__mesh_wait_locked(mesh, all_sent, NULL, deadline_ns);
   perigee__end_xfers(mesh, NULL, -1, PERIGEE_ECLOSED);
   for (int r = 0; r < mesh->nranks; r++) {

@@ -57,6 +57,8 @@ typedef struct perigee__out {
 
 enum {
   PERIGEE_STAGE_BYTES = 64 << 10,
+  /* Written to one socket before what has come is read: the kernel's buffers that were just emptied are still in cache. */
+  PERIGEE_TURN_BYTES = 512 << 10,
   PERIGEE_END_MS = 50,   /* from the end of a process to that of its TCP stream ... */
   PERIGEE_LEAVE_MS = 500 /* ... when it has said goodbye */
 };
@@ -84,7 +86,8 @@ typedef struct perigee__channel {
   perigee__early *in_early;
   uint8_t *stage; /* PERIGEE_STAGE_BYTES for staged streams */
   size_t stage_at, stage_end;
-  bool dry; /* the last read gave less than there was room for: no need to ask again in this pump */
+  bool
+      dry; /* the last read gave less than there was room for, or a turn's bytes: enough in this pump */
   uint8_t abort_record[PERIGEE_ABORT_SIZE];
 } perigee__channel;
 
@@ -163,7 +166,8 @@ struct perigee__mesh {
   perigee__past_group past[PERIGEE_PAST_GROUPS]; /* detached last */
   unsigned n_past;                               /* so far; the next one's place */
   perigee__node dirty;                           /* perigee__peer.dirty */
-  perigee__node spare;                           /* perigee__out that are not in use */
+  perigee__node later; /* the same, of peers that had their turn; empty outside perigee__settle */
+  perigee__node spare; /* perigee__out that are not in use */
   int n_spare;
   size_t lent; /* bytes announced over rings that their receivers may be reading */
   int n_pulls; /* receives in all chan->pulls */
@@ -239,8 +243,9 @@ bool perigee__channel_pump(perigee__peer *peer);
 void perigee__channel_drain(perigee__peer *peer);
 /** Have perigee__settle look at the peer. */
 void perigee__peer_mark(perigee__peer *peer);
-/** Work off mesh->dirty: write what can be written, declare ends. Returns true when something moved. */
-bool perigee__settle(perigee__mesh *mesh);
+/** Work off mesh->dirty: write what can be written, declare ends. Returns true when something moved. turn: at most a turn's bytes to each
+ *  socket; the driver reads before it calls again. */
+bool perigee__settle(perigee__mesh *mesh, bool turn);
 /** Queue a frame; payload is borrowed (xfer) or owned (freed when written). Dials when there is no link. */
 void perigee__channel_queue(perigee__peer *peer, const perigee__frame *frame, const void *payload,
                             size_t length, perigee__xfer *xfer, uint8_t *owned);

@@ -51,7 +51,7 @@ bool perigee__rings_poll(perigee__mesh *mesh) {
       perigee__peer_mark(peer);
   }
   moved |= perigee__pull_some(mesh);
-  return perigee__settle(mesh) || moved;
+  return perigee__settle(mesh, true) || moved;
 }
 
 static void arm(perigee__mesh *mesh, bool on) {
@@ -84,6 +84,8 @@ bool perigee__mesh_prepare(void *arg, bool sleep) {
   arm(mesh, true);
   if (perigee__rings_poll(mesh)) /* what came between the poll and the arming */
     return true;
+  if (perigee__settle(mesh, false)) /* the loop tells when there is room again */
+    return true;
   /* Who stands by is not told of what has ended before the lock is given up. */
   return !perigee__list_empty(&mesh->completed) || others_wait(mesh);
 }
@@ -92,7 +94,7 @@ bool perigee__mesh_prepare(void *arg, bool sleep) {
 
 void *perigee__mesh_collect(void *arg) {
   perigee__mesh *mesh = arg;
-  perigee__settle(mesh);
+  perigee__settle(mesh, false);
   mesh->ended = false;
   if (perigee__list_empty(&mesh->completed))
     return NULL;
@@ -138,17 +140,18 @@ static bool is_over(perigee__mesh *mesh, perigee__wait_fn done, void *arg,
   return done(mesh, arg) || (fate != NULL && perigee__fate_failed(fate));
 }
 
-/* One look at everything. Few sockets are read without asking the kernel which of them is ready. */
-static void poll_pass(perigee__mesh *mesh, int pass) {
-  bool few = mesh->nranks <= LINKS_POLLED + 1;
+/* One look at everything. Few sockets are read without asking the kernel which of them is ready. Returns whether something moved, as far
+ * as that is known. */
+static bool poll_pass(perigee__mesh *mesh, int pass) {
+  bool moved = false, few = mesh->nranks <= LINKS_POLLED + 1;
   if (pass % LOOP_EVERY == 0 || (mesh->n_links > 0 && !few)) {
     perigee__loop_poll(mesh->loop);
-    return;
+    return false;
   }
   for (int r = 0; mesh->n_links > 0 && r < mesh->nranks; r++)
     if (perigee__link_is_up(&mesh->peers[r]))
-      perigee__channel_pump(&mesh->peers[r]);
-  perigee__rings_poll(mesh);
+      moved |= perigee__channel_pump(&mesh->peers[r]);
+  return perigee__rings_poll(mesh) || moved;
 }
 
 /* Poll until something has happened (true) or it is time to sleep. */
@@ -156,7 +159,7 @@ static bool spin(perigee__mesh *mesh, perigee__wait_fn done, void *arg, const pe
   bool whole = ++mesh->spins % PROBE_EVERY == 0;
   int64_t until = 0, yield_at = 0;
   for (int i = 1;; i++) {
-    poll_pass(mesh, i);
+    bool moved = poll_pass(mesh, i);
     if (is_over(mesh, done, arg, fate) || !perigee__list_empty(&mesh->completed) ||
         others_wait(mesh) || perigee__loop_wanted(mesh->loop)) {
       mesh->spin_ns = SPIN_NS;
@@ -171,6 +174,9 @@ static bool spin(perigee__mesh *mesh, perigee__wait_fn done, void *arg, const pe
     int64_t now = perigee__now_ns();
     if (until == 0) {
       until = now + (whole ? SPIN_NS : mesh->spin_ns) + (int64_t)(mesh->lent / LENT_BYTES_PER_NS);
+      yield_at = now + SPIN_ALONE_NS;
+    } else if (moved) { /* a large message comes in many pieces */
+      until = now + SPIN_NS;
       yield_at = now + SPIN_ALONE_NS;
     }
     if (now >= until)
