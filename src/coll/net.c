@@ -8,7 +8,7 @@
  *       a whole roll call (net_roll.h) goes along with the data and the call waits for it.
  *   allreduce, reduce_scatter (bruck), and whatever has no elements at all
  *       as well; the data is in its notes.
- *   allreduce (recdbl, oneshot, direct, ring), count > 0
+ *   allreduce (recdbl, halving, oneshot, direct, ring), count > 0
  *       every rank receives at least one element that was reduced from the contributions of all ranks, or all
  *       contributions themselves: whoever had a part in it had received, with matching fingerprints, what it added to. A
  *       link (one round) makes mismatches prompt.

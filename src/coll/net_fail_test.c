@@ -462,7 +462,7 @@ static void sums_with(const char *rules, bool deterministic) {
 
 static void same_bits_everywhere(void **state) {
   (void)state;
-  static const char *const names[] = {"bruck", "recdbl", "oneshot", "direct", "ring"};
+  static const char *const names[] = {"bruck", "recdbl", "halving", "oneshot", "direct", "ring"};
   for (size_t i = 0; i < PERIGEE_COUNT(names); i++) {
     char rules[64];
     snprintf(rules, sizeof(rules), "allreduce:0-:%s", names[i]);

@@ -149,6 +149,8 @@ int perigee__net_allreduce(perigee__net *net) {
     return perigee__net_reduce_bruck(net, &plan);
   case PERIGEE_ALGO_RECDBL:
     return perigee__net_allreduce_recdbl(net, &plan);
+  case PERIGEE_ALGO_HALVING:
+    return perigee__net_allreduce_halving(net, &plan);
   case PERIGEE_ALGO_ONESHOT:
     return perigee__net_allreduce_oneshot(net, &plan);
   case PERIGEE_ALGO_HIER:

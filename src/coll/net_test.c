@@ -34,6 +34,7 @@ static const struct {
     {"allreduce:0-:direct;reduce:0-:direct;allgather:0-300:bruck,300-700:ring,700-:direct", 4096, 0,
      0},
     {"allreduce:0-:ring", 4096, 0, 0},
+    {"allreduce:0-:halving", 4096, 0, 0},
     {"allreduce:0-:hier", 4096, 0, 2},
     {"allreduce:0-:hier", 256, 0, 3},
     {"allreduce:0-:hier", 65536, 0, 4},

@@ -103,8 +103,8 @@ static void errors_name_the_word(void **state) {
   } wrong[] = {
       {"allreduse:0-:ring", "'allreduse' is no collective with a choice"},
       {"barrier:0-:ring", "'barrier' is no collective with a choice"},
-      {"allreduce:0-:ringo",
-       "'ringo' is no algorithm of allreduce (bruck, recdbl, oneshot, direct, hier, ring)"},
+      {"allreduce:0-:ringo", "'ringo' is no algorithm of allreduce (bruck, recdbl, halving, "
+                             "oneshot, direct, hier, ring)"},
       {"broadcast:0-:ring", "'ring' is no algorithm of broadcast (bruck, binomial, chain)"},
       {"allreduce:4k:ring", "expected bytes as 'from-to' or 'from-' at ':ring'"},
       {"allreduce:8k-4k:ring", "expected bytes"},
