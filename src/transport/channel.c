@@ -94,6 +94,7 @@ void perigee__channel_clear_to_send(perigee__peer *peer, perigee__xfer *xfer, ui
   const perigee__frame frame = {.type = PERIGEE_FRAME_CTS, .id = id};
   if (xfer != NULL) {
     xfer->id = id;
+    xfer->moved = 0;
     xfer->phase = PERIGEE_XFER_CTS_SENT;
     perigee__list_append(&peer->chan.cts_sent, &xfer->node);
   }
@@ -220,16 +221,34 @@ static void cts_came(perigee__peer *peer, const perigee__frame *f) {
   perigee__channel_queue(peer, &data, xfer->buf, xfer->size, xfer, NULL);
 }
 
-static void data_came(perigee__peer *peer, const perigee__frame *f) {
+/* received: what the RTS has announced. moved: what has come of it. */
+static int data_came(perigee__peer *peer, const perigee__frame *f) {
   perigee__channel *chan = &peer->chan;
   perigee__xfer *xfer = take_by_id(&chan->cts_sent, f->id);
   if (xfer == NULL)
-    return;
-  xfer->received = (size_t)f->length;
+    return 0;
+  if (f->at != xfer->moved || f->length > xfer->received - xfer->moved) {
+    perigee__list_append(&chan->cts_sent, &xfer->node); /* it ends with the peer */
+    return protocol_error(peer, "its data is not what it has announced");
+  }
   xfer->phase = PERIGEE_XFER_LANDING;
   chan->in_xfer = xfer;
-  chan->dest = xfer->buf;
-  chan->room = xfer->size;
+  if (xfer->moved < xfer->size) {
+    chan->dest = (uint8_t *)xfer->buf + xfer->moved;
+    chan->room = xfer->size - xfer->moved;
+  }
+  return 0;
+}
+
+/* A receive has all of a frame. */
+static void landed(perigee__peer *peer, perigee__xfer *xfer) {
+  const perigee__frame *f = &peer->chan.in;
+  if (f->type == PERIGEE_FRAME_DATA && (xfer->moved += f->length) < xfer->received) {
+    xfer->phase = PERIGEE_XFER_CTS_SENT;
+    perigee__list_append(&peer->chan.cts_sent, &xfer->node);
+    return;
+  }
+  perigee__xfer_end(peer->mesh, xfer, landed_status(xfer));
 }
 
 static void pulled_came(perigee__peer *peer, const perigee__frame *f) {
@@ -280,8 +299,7 @@ static int frame_begins(perigee__peer *peer) {
     cts_came(peer, f);
     break;
   case PERIGEE_FRAME_DATA:
-    data_came(peer, f);
-    break;
+    return data_came(peer, f);
   case PERIGEE_FRAME_RTS_CANCELED:
     cancel_came(peer, f);
     break;
@@ -321,7 +339,7 @@ static void frame_ends(perigee__peer *peer) {
   chan->in_payload = false;
   chan->header_have = 0;
   if (xfer != NULL) {
-    perigee__xfer_end(peer->mesh, xfer, landed_status(xfer));
+    landed(peer, xfer);
   } else if (early != NULL) {
     early->have = early->length;
     if (early->taker != NULL)

@@ -12,12 +12,13 @@
  *   32     8    length     bytes of payload behind this header; RTS: bytes that will come, none behind it
  *   40     8    id         RTS, CTS, DATA, RTS_CANCELED, PULLED: the sender's number of the message; STATUS_*: of the question
  *   48     8    credit     eager bytes the sender of this frame has taken off its peer's account since its last frame
- *   56     8    at         RTS over a ring: where the bytes are in the sender's memory, for a receiver that can read it; else 0
+ *   56     8    at         RTS over a ring: where the bytes are in the sender's memory, for a receiver that can read it; DATA: where in
+ *                          the message these bytes stand; else 0
  *
  * PULLED: the receiver has read the bytes itself, or does not want them any more; the send is over.
  *
  * A message of at most PERIGEE_EAGER_MAX bytes goes as EAGER when the peer's credit lasts; else RTS is sent, the receiver answers CTS
- * when it has a buffer, and DATA follows.
+ * when it has a buffer, and DATA follows: frames of PERIGEE_CHUNK bytes, in order. What else is to be said goes between them.
  */
 #ifndef PERIGEE_TRANSPORT_FRAME_H
 #define PERIGEE_TRANSPORT_FRAME_H
@@ -56,6 +57,7 @@ int perigee__frame_decode(const uint8_t in[PERIGEE_FRAME_SIZE], perigee__frame *
 #ifdef PERIGEE_HOSTILE
 enum {
   PERIGEE_EAGER_MAX = 128,
+  PERIGEE_CHUNK = 300,
   PERIGEE_PULL_MIN = 100,
   PERIGEE_CREDIT = 1024,
   PERIGEE_RING_BYTES = 256
@@ -63,6 +65,7 @@ enum {
 #else
 enum {
   PERIGEE_EAGER_MAX = 64 << 10,
+  PERIGEE_CHUNK = 1 << 20,
   PERIGEE_PULL_MIN =
       16
       << 10, /* from here on announced to a rank that can read our memory, however much credit there is */

@@ -132,11 +132,15 @@ static bool over_loopback(int fd) {
 static void set_options(int fd, bool local) {
   static const char reno[] = "reno";
   const int on = 1, idle = 1, interval = 1, count = 2, unacknowledged_ms = 3000;
+  const int unsent =
+      512
+      << 10; /* bytes in the kernel that wait for the network: small messages queue behind them */
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
   if (over_loopback(fd))
     setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof(reno) - 1);
   if (local)
     return;
+  setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
   setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));

@@ -50,45 +50,67 @@ static bool is_partly_sent(perigee__mesh *mesh, void *arg) {
   if (perigee__list_empty(&chan->out))
     return false;
   const perigee__out *out = PERIGEE_CONTAINER_OF(chan->out.next, perigee__out, node);
-  return out->done > PERIGEE_FRAME_SIZE;
+  return out->sent > 0 || out->done > PERIGEE_FRAME_SIZE;
 }
 
-/* DATA of id, or its withdrawal; the bytes must be right. Returns true for DATA. */
-static bool read_data(raw_peer *raw, uint64_t *id_p, size_t size, const uint64_t *ids) {
-  uint8_t header[PERIGEE_FRAME_SIZE];
-  perigee__frame frame;
-  do {
+/* What has come of the messages with these ids: their data comes in frames that take turns. */
+typedef struct inbox {
+  uint64_t ids[NDATA];
+  uint8_t *bytes[NDATA];
+  size_t have[NDATA];
+} inbox;
+
+/* One frame of message i. Returns whether it is whole now; its bytes must be right then. */
+static bool take_data(raw_peer *raw, inbox *in, uint64_t i, const perigee__frame *f, size_t size) {
+  CHECK(f->at == in->have[i] && f->length > 0 && f->length <= size - in->have[i]);
+  if (in->bytes[i] == NULL)
+    in->bytes[i] = bytes_new(size);
+  raw_read(raw, in->bytes[i] + in->have[i], f->length);
+  in->have[i] += f->length;
+  if (in->have[i] < size)
+    return false;
+  CHECKF(is_filled(in->bytes[i], size, i), "wrong bytes of message %llu", (unsigned long long)i);
+  free(in->bytes[i]);
+  in->bytes[i] = NULL;
+  return true;
+}
+
+/* Until a message has come whole (true), or is withdrawn. */
+static bool read_data(raw_peer *raw, uint64_t *i_p, size_t size, inbox *in) {
+  for (;;) {
+    uint8_t header[PERIGEE_FRAME_SIZE];
+    perigee__frame frame;
     raw_read(raw, header, sizeof(header));
     CHECK_OK(perigee__frame_decode(header, &frame));
-  } while (frame.type == PERIGEE_FRAME_CREDIT);
-  *id_p = frame.id;
-  if (frame.type == PERIGEE_FRAME_RTS_CANCELED)
-    return false;
-  CHECKF(frame.type == PERIGEE_FRAME_DATA, "type %d", frame.type);
-  CHECK(frame.length == size);
-  uint8_t *buf = bytes_new(size);
-  raw_read(raw, buf, size);
-  uint64_t i = 0;
-  while (ids[i] != frame.id)
-    CHECK(++i < NDATA);
-  CHECKF(is_filled(buf, size, i), "wrong bytes of message %llu", (unsigned long long)i);
-  free(buf);
-  return true;
+    if (frame.type == PERIGEE_FRAME_CREDIT)
+      continue;
+    uint64_t i = 0;
+    while (in->ids[i] != frame.id)
+      CHECK(++i < NDATA);
+    *i_p = i;
+    if (frame.type == PERIGEE_FRAME_RTS_CANCELED) {
+      CHECK(in->have[i] == 0);
+      return false;
+    }
+    CHECKF(frame.type == PERIGEE_FRAME_DATA, "type %d", frame.type);
+    if (take_data(raw, in, i, &frame, size))
+      return true;
+  }
 }
 
 /* Ten messages cleared to send at once to a peer that does not read: the first is partly out, some have their header made, some not. */
 static void send_data(raw_peer *raw) {
   size_t size = stuck_size(raw);
   perigee__xfer x[NDATA];
-  uint64_t ids[NDATA];
+  inbox in = {.have = {0}};
   for (uint64_t i = 0; i < NDATA; i++) {
     uint8_t *buf = bytes_new(size);
     fill(buf, size, i);
     post_send(raw, &x[i], i, buf, size);
-    ids[i] = raw_expect(raw, PERIGEE_FRAME_RTS).id;
+    in.ids[i] = raw_expect(raw, PERIGEE_FRAME_RTS).id;
   }
   for (int i = 0; i < NDATA; i++) {
-    const perigee__frame cts = {.type = PERIGEE_FRAME_CTS, .id = ids[i]};
+    const perigee__frame cts = {.type = PERIGEE_FRAME_CTS, .id = in.ids[i]};
     raw_send(raw, &cts);
   }
   raw_until_phase(raw, &x[NDATA - 1], PERIGEE_XFER_QUEUED);
@@ -100,11 +122,8 @@ static void send_data(raw_peer *raw) {
     is_taken[taken[i]] = true;
   }
   for (int seen = 0; seen < NDATA; seen++) {
-    uint64_t id;
-    bool data = read_data(raw, &id, size, ids);
-    int i = 0;
-    while (ids[i] != id)
-      i++;
+    uint64_t i;
+    bool data = read_data(raw, &i, size, &in);
     CHECK(!came[i]);
     came[i] = true;
     CHECK(data || is_taken[i]);
@@ -126,16 +145,44 @@ static uint64_t credit_of(raw_peer *raw) {
   return credit;
 }
 
-/* Small messages and announcements behind one that is stuck leave no trace, and their credit is back. */
+/* Read until the message in->ids[0] is whole and a small one with tag 300 has come, which must be first. Returns the credit that other small
+ * ones have used. */
+static uint64_t read_rest(raw_peer *raw, size_t size, inbox *in) {
+  uint64_t used = 0;
+  for (bool whole = false, marked = false; !whole || !marked;) {
+    uint8_t header[PERIGEE_FRAME_SIZE], payload[8];
+    perigee__frame frame;
+    raw_read(raw, header, sizeof(header));
+    CHECK_OK(perigee__frame_decode(header, &frame));
+    if (frame.type == PERIGEE_FRAME_DATA) {
+      CHECK(frame.id == in->ids[0]);
+      whole = take_data(raw, in, 0, &frame, size);
+    } else if (frame.type == PERIGEE_FRAME_EAGER && frame.tag == 300) {
+      CHECK(!whole);
+      marked = true;
+    } else if (frame.type == PERIGEE_FRAME_EAGER) {
+      raw_read(raw, payload, frame.length);
+      used += frame.length + PERIGEE_FRAME_SIZE;
+    } else {
+      CHECK(frame.type != PERIGEE_FRAME_RTS_CANCELED || frame.id != 0);
+    }
+  }
+  return used;
+}
+
+/*
+ * Small messages and announcements behind a large one that is stuck leave no trace when they are taken back, and their credit is
+ * back; those whose header had been made go out. One that is not taken back does not wait until the large one has gone.
+ */
 static void send_queued(raw_peer *raw) {
   size_t size = stuck_size(raw);
   perigee__xfer first, small[NDATA], large;
   uint8_t *buf = bytes_new(size);
-  uint64_t ids[NDATA] = {0};
+  inbox in = {.have = {0}};
   fill(buf, size, 0);
   post_send(raw, &first, 0, buf, size);
-  ids[0] = raw_expect(raw, PERIGEE_FRAME_RTS).id;
-  const perigee__frame cts = {.type = PERIGEE_FRAME_CTS, .id = ids[0]};
+  in.ids[0] = raw_expect(raw, PERIGEE_FRAME_RTS).id;
+  const perigee__frame cts = {.type = PERIGEE_FRAME_CTS, .id = in.ids[0]};
   raw_send(raw, &cts);
   raw_until(raw, is_partly_sent, NULL);
   uint64_t credit = credit_of(raw);
@@ -146,28 +193,12 @@ static void send_queued(raw_peer *raw) {
   for (int i = NDATA - 1; i >= 0; i--)
     take_back(raw, &small[i]);
   take_back(raw, &large);
-  uint64_t id;
-  CHECK(read_data(raw, &id, size, ids));
+  perigee__xfer mark;
+  post_send(raw, &mark, 300, NULL, 0);
+  credit -= read_rest(raw, size, &in);
   CHECK_OK(wait_one(&raw->m, &first, patience()));
   CHECK(first.status == 0);
   free(buf);
-  /* Those whose header had been made have gone out. */
-  perigee__xfer mark;
-  post_send(raw, &mark, 300, NULL, 0);
-  for (;;) {
-    uint8_t header[PERIGEE_FRAME_SIZE], payload[8];
-    perigee__frame frame;
-    raw_read(raw, header, sizeof(header));
-    CHECK_OK(perigee__frame_decode(header, &frame));
-    if (frame.type == PERIGEE_FRAME_EAGER && frame.tag == 300)
-      break;
-    if (frame.type == PERIGEE_FRAME_EAGER) {
-      raw_read(raw, payload, frame.length);
-      credit -= frame.length + PERIGEE_FRAME_SIZE;
-    } else {
-      CHECK(frame.type != PERIGEE_FRAME_RTS_CANCELED || frame.id != 0);
-    }
-  }
   CHECK_OK(wait_one(&raw->m, &mark, patience()));
   CHECK(credit_of(raw) == credit - PERIGEE_FRAME_SIZE);
   raw_still_works(raw);

@@ -111,26 +111,30 @@ static void out_of_place(raw_peer *raw) {
   free(buf);
 }
 
-/* More data than was announced stays out of the buffer. */
-static void more_than_announced(raw_peer *raw) {
+/* More data than was announced, or data that belongs elsewhere, stays out of the buffer. */
+static void wrong_data(raw_peer *raw, size_t length, uint64_t at) {
   enum {
     ROOM = 64
   };
-  uint8_t *in = bytes_new(ROOM), *out = bytes_new(LARGE);
+  uint8_t in[2 * ROOM];
+  memset(in, 0xee, sizeof(in));
   perigee__xfer x = {0};
   perigee__mesh_recv(raw->m.mesh, &raw->m.fate, 1, key_of_tag(1), in, ROOM, 0, &x);
   perigee__frame frame = raw_message(PERIGEE_FRAME_RTS, 1, ROOM, 9);
   raw_send(raw, &frame);
   raw_expect(raw, PERIGEE_FRAME_CTS);
-  frame = raw_message(PERIGEE_FRAME_DATA, 1, LARGE, 9);
+  frame = raw_message(PERIGEE_FRAME_DATA, 1, length, 9);
+  frame.at = at;
   raw_send(raw, &frame);
-  raw_write(raw, out, LARGE);
-  CHECK_OK(wait_one(&raw->m, &x, patience()));
-  CHECK(x.status == PERIGEE_ETRUNC && x.received == LARGE);
-  raw_still_works(raw);
-  free(in);
-  free(out);
+  expect_given_up(raw, "announced");
+  CHECK(perigee__mesh_wait(raw->m.mesh, &(perigee__xfer *){&x}, 1, NULL, patience()) == 0);
+  CHECK(x.status < 0);
+  for (size_t i = 0; i < sizeof(in); i++)
+    CHECK(in[i] == 0xee);
 }
+
+static void more_than_announced(raw_peer *raw) { wrong_data(raw, LARGE, 0); }
+static void data_beside_its_place(raw_peer *raw) { wrong_data(raw, 8, 8); }
 
 /* An ABORT whose numbers and text cannot be trusted. */
 static void wild_abort(raw_peer *raw) {
@@ -309,6 +313,7 @@ RAW(random_bytes)
 RAW(more_than_its_credit)
 RAW(out_of_place)
 RAW(more_than_announced)
+RAW(data_beside_its_place)
 RAW(wild_abort)
 RAW(abort_in_part)
 RAW(after_goodbye)
@@ -322,6 +327,7 @@ int main(void) {
       TESTS(more_than_its_credit),
       TESTS(out_of_place),
       TESTS(more_than_announced),
+      TESTS(data_beside_its_place),
       TESTS(wild_abort),
       TESTS(abort_in_part),
       TESTS(after_goodbye),

@@ -48,9 +48,10 @@ typedef struct perigee__out {
   perigee__frame frame;
   uint8_t header[PERIGEE_FRAME_SIZE];
   const uint8_t *payload;
-  size_t length; /* of payload */
-  size_t done;   /* bytes of header and payload written */
-  bool encoded;
+  size_t length;       /* of payload */
+  size_t sent;         /* DATA: payload bytes of frames that are written */
+  size_t done;         /* bytes of the present frame written, header and payload */
+  bool encoded;        /* the present frame's header; it keeps its place in the list */
   perigee__xfer *xfer; /* ends when all is written; NULL: none */
   uint8_t *owned;      /* payload to free, or NULL */
 } perigee__out;
