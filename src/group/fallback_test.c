@@ -36,13 +36,6 @@ static void refuse(int call) {
     _exit(NO_FILTERS);
 }
 
-static void limit(int what, rlim_t most) {
-  struct rlimit now;
-  REQUIRE(getrlimit(what, &now) == 0);
-  now.rlim_cur = most;
-  REQUIRE(setrlimit(what, &now) == 0);
-}
-
 /* Address space for what a rank needs besides an arena. */
 static rlim_t some_more(void) {
   unsigned long pages = 0;
@@ -53,14 +46,17 @@ static rlim_t some_more(void) {
 }
 
 static void apply(const char *refusal) {
+  struct rlimit files, space;
+  REQUIRE(getrlimit(RLIMIT_FSIZE, &files) == 0 && getrlimit(RLIMIT_AS, &space) == 0);
   if (strcmp(refusal, "memfd") == 0)
     refuse(SYS_memfd_create);
   else if (strcmp(refusal, "reading") == 0)
     refuse(SYS_process_vm_readv);
   else if (strcmp(refusal, "files") == 0)
-    limit(RLIMIT_FSIZE, 1024); /* with the signal that ends a process */
+    files.rlim_cur = 1024; /* with the signal that ends a process */
   else if (strcmp(refusal, "space") == 0)
-    limit(RLIMIT_AS, some_more());
+    space.rlim_cur = some_more();
+  REQUIRE(setrlimit(RLIMIT_FSIZE, &files) == 0 && setrlimit(RLIMIT_AS, &space) == 0);
 }
 
 static void sums_and_copies(perigee_group *group) {
