@@ -1,6 +1,5 @@
 #include "cli/info.h"
 
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,10 +12,9 @@
 #include "base/env.h"
 #include "base/error.h"
 #include "base/futex.h"
-#include "cli/bench_opts.h"
 #include "cli/info_paths.h"
 #include "cli/lua_main.h"
-#include "cli/opts.h"
+#include "cli/opt_values.h"
 #include "cli/paths.h"
 #include "transport/memfd.h"
 
@@ -112,20 +110,10 @@ static const struct option long_options[] = {{"transport", required_argument, NU
                                              {"help", no_argument, NULL, 'h'},
                                              {NULL, 0, NULL, 0}};
 
-static int take_ranks(const char *text, int *n_p) {
-  char *end;
-  long n = strtol(text, &end, 10);
-  if (end == text || *end != '\0' || n < 1 || n > PERIGEE__RANKS_MAX)
-    return perigee__fail(PERIGEE_EINVAL, "-n %s is not a number from 1 to %d", text,
-                         PERIGEE__RANKS_MAX);
-  *n_p = (int)n;
-  return 0;
-}
-
 static int take_option(info_opts *o, int option) {
   switch (option) {
   case 'n':
-    return take_ranks(optarg, &o->asked.n);
+    return perigee__int_parse("-n", optarg, 1, PERIGEE__RANKS_MAX, &o->asked.n);
   case OPT_TRANSPORT:
     o->asked.transport = optarg;
     if (strcmp(optarg, "auto") != 0 && strcmp(optarg, "shm") != 0 && strcmp(optarg, "tcp") != 0)
@@ -144,17 +132,12 @@ static int take_option(info_opts *o, int option) {
 }
 
 static int parse(int argc, char **argv, info_opts *o) {
-  optind = 0; /* glibc: start afresh */
-  opterr = 0;
+  int option = 0;
+  perigee__options_start();
   for (;;) {
-    int at = optind > 0 ? optind : 1;
-    int option = getopt_long(argc, argv, ":n:h", long_options, NULL);
+    PERIGEE_TRY(perigee__option_next(argc, argv, ":n:h", long_options, &option));
     if (option == -1)
       break;
-    if (option == '?')
-      return perigee__fail(PERIGEE_EINVAL, "unknown option '%s'", argv[at]);
-    if (option == ':')
-      return perigee__fail(PERIGEE_EINVAL, "option '%s' needs a value", argv[at]);
     PERIGEE_TRY(take_option(o, option));
   }
   int words = argc - optind;

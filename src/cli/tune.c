@@ -8,8 +8,6 @@
 #include "cli/tune.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,11 +17,10 @@
 
 #include "base/alloc.h"
 #include "base/error.h"
-#include "cli/bench_opts.h"
 #include "cli/info_paths.h"
 #include "cli/launch.h"
 #include "cli/lua_main.h"
-#include "cli/opts.h"
+#include "cli/opt_values.h"
 #include "cli/paths.h"
 #include "cli/words.h"
 #include "coll/select.h"
@@ -97,25 +94,15 @@ static const struct option long_options[] = {{"transport", required_argument, NU
                                              {"help", no_argument, NULL, 'h'},
                                              {NULL, 0, NULL, 0}};
 
-static int whole(const char *option, const char *text, size_t len, int least, int most,
-                 int *value_p) {
-  char word[16], *end;
-  snprintf(word, sizeof(word), "%.*s", (int)(len < 15 ? len : 15), text);
-  long value = strtol(word, &end, 10);
-  if (end == word || *end != '\0' || value < least || value > most)
-    return perigee__fail(PERIGEE_EINVAL, "%s %.*s is not a number from %d to %d", option, (int)len,
-                         text, least, most);
-  *value_p = (int)value;
-  return 0;
-}
-
 static int take_ranks(tune_opts *o, const char *text) {
   o->ncounts = 0;
   for (;;) {
+    char word[16];
     size_t len = strcspn(text, ",");
     if (o->ncounts == COUNTS)
       return perigee__fail(PERIGEE_ELIMIT, "-n: more than %d numbers", COUNTS);
-    PERIGEE_TRY(whole("-n", text, len, 2, PERIGEE__RANKS_MAX, &o->n[o->ncounts++]));
+    snprintf(word, sizeof(word), "%.*s", (int)(len < 15 ? len : 15), text);
+    PERIGEE_TRY(perigee__int_parse("-n", word, 2, PERIGEE__RANKS_MAX, &o->n[o->ncounts++]));
     if (text[len] == '\0')
       return 0;
     text += len + 1;
@@ -174,9 +161,9 @@ static int take_option(tune_opts *o, int option) {
   case OPT_SIZES:
     return take_sizes(o, optarg);
   case OPT_BUDGET:
-    return whole("--budget", optarg, strlen(optarg), 1, 86400, &o->budget);
+    return perigee__int_parse("--budget", optarg, 1, 86400, &o->budget);
   case OPT_TIMEOUT:
-    return whole("--timeout", optarg, strlen(optarg), 1, 86400, &o->timeout);
+    return perigee__int_parse("--timeout", optarg, 1, 86400, &o->timeout);
   case OPT_QUICK:
     o->quick = true;
     return 0;
@@ -209,17 +196,12 @@ static void fill_in(tune_opts *o) {
 
 static int parse(int argc, char **argv, tune_opts *o) {
   *o = (tune_opts){.shm = true, .tcp = true, .n = {2}, .ncounts = 1, .timeout = 60};
-  optind = 0; /* glibc: start afresh */
-  opterr = 0;
+  int option = 0;
+  perigee__options_start();
   for (;;) {
-    int at = optind > 0 ? optind : 1;
-    int option = getopt_long(argc, argv, ":n:o:h", long_options, NULL);
+    PERIGEE_TRY(perigee__option_next(argc, argv, ":n:o:h", long_options, &option));
     if (option == -1)
       break;
-    if (option == '?')
-      return perigee__fail(PERIGEE_EINVAL, "unknown option '%s'", argv[at]);
-    if (option == ':')
-      return perigee__fail(PERIGEE_EINVAL, "option '%s' needs a value", argv[at]);
     PERIGEE_TRY(take_option(o, option));
   }
   if (optind < argc)
