@@ -368,7 +368,15 @@ static int check_paths(const perigee__mesh *mesh, const address *list) {
   return 0;
 }
 
+/* Both host ids begin with a boot id, the same one. */
+static bool same_machine(const address *a, const address *b) {
+  size_t n = strcspn(a->host_id, "/");
+  return a->host_id[n] == '/' && strncmp(a->host_id, b->host_id, n + 1) == 0;
+}
+
 static void find_hosts(perigee__mesh *mesh, const address *list) {
+  for (int r = 0; r < mesh->nranks; r++)
+    mesh->peers[r].near = same_machine(&list[mesh->rank], &list[r]);
   for (int r = 0; r < mesh->nranks; r++)
     for (int *host = &mesh->peers[r].host_of; !same_host(&list[*host], &list[r]);)
       ++*host;

@@ -125,22 +125,24 @@ static bool over_loopback(int fd) {
 
 /*
  * Of a connection that is up.
- * Congestion control: where nothing can be lost the pacing of bbr, many systems' default, only interrupts the sender: without it a MiB
- * over loopback takes half the time. Reno is in every kernel and open to every user. Networks keep what the system has for them.
+ * Congestion control: within one machine, where nothing is lost, the pacing of bbr, many systems' default, only interrupts the sender:
+ * without it a MiB over loopback takes half the time. Reno is in every kernel and open to every user. Networks keep what the
+ * system has for them.
+ * Over a network bytes that wait unsent in the kernel are bounded: small messages queue behind them.
  * A host that is silent is given up after 3 s. Not one of ours: there the UNIX socket tells, and a stopped process is not dead.
  */
-static void set_options(int fd, bool local) {
+static void set_options(int fd, const perigee__peer *peer) {
   static const char reno[] = "reno";
   const int on = 1, idle = 1, interval = 1, count = 2, unacknowledged_ms = 3000;
-  const int unsent =
-      512
-      << 10; /* bytes in the kernel that wait for the network: small messages queue behind them */
+  const int unsent = 512 << 10;
+  bool near = peer->near || over_loopback(fd);
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-  if (over_loopback(fd))
+  if (near)
     setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof(reno) - 1);
-  if (local)
+  if (!near)
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
+  if (peer->local)
     return;
-  setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
   setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
   setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
@@ -337,7 +339,7 @@ static void on_connected(perigee__link *link) {
                                                        : perigee_strerror(-err));
     return;
   }
-  set_options(link->fd, link->peer->local);
+  set_options(link->fd, link->peer);
   uint8_t hello[HELLO_BYTES];
   put_hello(link->mesh, link->peer, hello);
   /* The first bytes on a new connection always fit its buffer. */
@@ -395,7 +397,7 @@ static void stranger_known(perigee__link *link) {
   perigee__list_remove(&link->node);
   link->peer = peer;
   peer->link = link;
-  set_options(link->fd, peer->local);
+  set_options(link->fd, peer);
   link_up(link);
 }
 

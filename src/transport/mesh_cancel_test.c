@@ -39,9 +39,9 @@ enum {
   NDATA = 10
 };
 
+/* More than buffers take, and several frames of data. */
 static size_t stuck_size(const raw_peer *raw) {
-  return raw->transport == PERIGEE_TRANSPORT_SHM ? LARGE
-                                                 : (size_t)16 << 20; /* more than buffers take */
+  return raw->transport == PERIGEE_TRANSPORT_SHM ? (size_t)4 * PERIGEE_CHUNK : (size_t)16 << 20;
 }
 
 static bool is_partly_sent(perigee__mesh *mesh, void *arg) {

@@ -95,9 +95,10 @@ typedef struct perigee__channel {
 typedef struct perigee__peer {
   perigee__mesh *mesh;
   int rank;
-  pid_t pid;    /* 0 unknown */
-  bool local;   /* same host: uds is connected */
-  bool dead;    /* died, or broke the protocol */
+  pid_t pid;  /* 0 unknown */
+  bool local; /* same host: uds is connected */
+  bool near;  /* same machine, but perhaps another network namespace: nothing is lost between us */
+  bool dead;  /* died, or broke the protocol */
   bool leaving; /* said goodbye over its UNIX socket: its end is no death */
   bool closed;  /* GOODBYE came, or orderly end: nothing more comes from it */
   bool lost;    /* its stream is gone; perigee__settle makes it dead or closed */
