@@ -10,6 +10,9 @@
  * Locks: none may be held by a caller in functions marked "waits".
  * After the first failure that involves a peer (EPEERDEAD, EMISMATCH, ETIMEDOUT of a collective, abort) the group is failed:
  *   everything pending ends with that cause, later calls return EABORTED (EPEERDEAD stays itself) with the cause in the message.
+ * Rooted operations: a rank that only gives (the root of a broadcast or scatter, the others of a reduce or gather) may return before
+ *   the others have come. Who receives has compared operation, dtype, size and root with who gave; a rank that had returned by then
+ *   gets EMISMATCH, ETRUNC or ESHAPE, or EABORTED with it in the message, from its next operation. Use a barrier to know that all have come.
  */
 #ifndef PERIGEE_GROUP_H
 #define PERIGEE_GROUP_H

@@ -284,6 +284,9 @@ function perigee.op(def) end
 
 -- Errors ------------------------------------------------------------------------------------------
 
+---A rank that only gives (the root of a broadcast or scatter, the others of a reduce or gather) may return before the
+---others have come: what is found to be wrong after that, its next operation raises.
+---
 ---Everything the module raises. tostring(e) is one line: "allreduce #42 on world: timed out after 5.0 s, missing
 ---ranks 1,3 (rank 0)".
 ---@class perigee.Error

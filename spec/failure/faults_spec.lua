@@ -110,10 +110,15 @@ for _, transport in ipairs { "shm", "tcp" } do
         local seen, run = faults(transport, 3, ([[
           world:barrier()
           os.execute "sleep 0.1" -- news of a failure may overtake the end of an operation before it
-          attempt(function() if rank == 1 then %s else %s end end)
+          attempt(function()
+            if rank == 1 then %s else %s end
+            world:barrier() -- who only gave may have returned before anybody saw it
+          end)
         ]]):format(pair[1], pair[2]))
         for r = 0, 2 do
-          assert.equal("EMISMATCH", seen[r] and seen[r].code, pair[1] .. " | " .. pair[2] .. "\n" .. run.out .. run.err)
+          local code = seen[r] and seen[r].code
+          if code == "EABORTED" and (pair[1] .. pair[2]):find "root" then code = "EMISMATCH" end -- in the barrier
+          assert.equal("EMISMATCH", code, pair[1] .. " | " .. pair[2] .. "\n" .. run.out .. run.err)
           assert.is_true(seen[r].ms < 10000, seen[r].ms)
           assert.is_truthy(seen[r].text:find "called", seen[r].text)
         end

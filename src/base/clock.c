@@ -3,6 +3,11 @@
 #include <errno.h>
 #include <time.h>
 
+/* More than what the coarse clock is behind, even when ticks come late. */
+enum {
+  LAG_NS = 20000000
+};
+
 int64_t perigee__now_ns(void) {
   struct timespec ts;
   clock_gettime(CLOCK_MONOTONIC, &ts);
@@ -14,6 +19,14 @@ int64_t perigee__deadline_in(int64_t timeout_ns) {
     return PERIGEE_NEVER;
   int64_t now = perigee__now_ns();
   return timeout_ns >= PERIGEE_NEVER - now ? PERIGEE_NEVER : now + timeout_ns;
+}
+
+int64_t perigee__deadline_about(int64_t timeout_ns) {
+  struct timespec ts;
+  if (timeout_ns < PERIGEE_NS_PER_SEC || timeout_ns >= PERIGEE_NEVER / 2)
+    return perigee__deadline_in(timeout_ns);
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); /* the time of the last tick: it lags */
+  return (int64_t)ts.tv_sec * PERIGEE_NS_PER_SEC + ts.tv_nsec + timeout_ns + LAG_NS;
 }
 
 int64_t perigee__time_left(int64_t deadline_ns) {

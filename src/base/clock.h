@@ -14,6 +14,8 @@
 int64_t perigee__now_ns(void);
 /** now + timeout, saturating; timeout >= PERIGEE_NEVER or negative gives PERIGEE_NEVER. */
 int64_t perigee__deadline_in(int64_t timeout_ns);
+/** The same for less money: up to a few ms later, when the timeout is a second or more. */
+int64_t perigee__deadline_about(int64_t timeout_ns);
 /** Time left, at least 0; PERIGEE_NEVER stays. */
 int64_t perigee__time_left(int64_t deadline_ns);
 /** Time left in whole milliseconds for poll(), rounded up, capped at cap_ms (-1 is never returned). */

@@ -25,13 +25,15 @@
 #define ARENA_MAGIC UINT64_C(0x50455249474545a1)
 /* WIDEST: bytes of the largest element, c128.
  * SPIN: time a rank polls before it sleeps; several times what a peer is late by when it has a core, and what a sleep and a wake-up cost.
+ * BARE_POLLS: about twice as long as a line takes to come over; PAUSE alone is as long as that on some cores.
  * YIELDS: mode PARK, before it sleeps; 2 to 50 measured alike, more only burns time when some rank computes. */
 enum {
-  ARENA_VERSION = 2,
+  ARENA_VERSION = 3,
   PAGE = 4096,
   WIDEST = 16,
   SPIN_US = 50,
   SPIN_FORCED_US = 2000,
+  BARE_POLLS = 96,
   YIELDS = 50
 };
 
@@ -42,10 +44,13 @@ perigee__arena_layout perigee__arena_layout_for(int n, size_t buffer_bytes) {
   perigee__arena_layout l;
   l.park = round_up(sizeof(perigee__arena_header), PERIGEE_FALSE_SHARING);
   l.status = l.park + sizeof(perigee__arena_park);
-  l.lines = l.status + ranks * sizeof(perigee__arena_status);
+  l.notes = l.status + ranks * sizeof(perigee__arena_status);
+  l.lines = round_up(l.notes + ranks * PERIGEE_ARENA_LINES * sizeof(perigee__arena_note),
+                     PERIGEE_FALSE_SHARING);
   l.line_stride =
       round_up(sizeof(perigee__arena_line) + 3 * ranks * sizeof(uint64_t), PERIGEE_FALSE_SHARING);
-  l.slots = round_up(l.lines + ranks * PERIGEE_ARENA_BUFFERS * l.line_stride, PAGE);
+  l.small = round_up(l.lines + ranks * PERIGEE_ARENA_LINES * l.line_stride, PAGE);
+  l.slots = round_up(l.small + ranks * PERIGEE_ARENA_LINES * PERIGEE_ARENA_SMALL, PAGE);
   l.total = round_up(l.slots + ranks * PERIGEE_ARENA_BUFFERS * buffer_bytes, PAGE);
   return l;
 }
@@ -98,10 +103,14 @@ void perigee__arena_format(void *base, int n, perigee__arena_mode mode, size_t b
       .first_epoch = first_epoch & PERIGEE_ARENA_EPOCHS,
       .path = (uint32_t)perigee__arena_path_named(perigee__env("PERIGEE_PATH")),
       .buffer_bytes = buffer_bytes};
+  for (int r = 0; r < n; r++)
+    atomic_init(&((perigee__arena_status *)(void *)((char *)base + l.status))[r].cpu, -1);
   atomic_init(&park->released, header->first_epoch << 1);
-  for (size_t i = 0; i < (size_t)n * PERIGEE_ARENA_BUFFERS; i++) {
+  for (size_t i = 0; i < (size_t)n * PERIGEE_ARENA_LINES; i++) {
     char *line = (char *)base + l.lines + i * l.line_stride;
+    char *note = (char *)base + l.notes + i * sizeof(perigee__arena_note);
     atomic_init(&((perigee__arena_line *)(void *)line)->word, header->first_epoch << 1);
+    atomic_init(&((perigee__arena_note *)(void *)note)->epoch, PERIGEE_ARENA_WRITTEN);
   }
 }
 
@@ -181,8 +190,10 @@ int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh, pe
   a->base = base;
   a->park = (perigee__arena_park *)(void *)(a->base + a->layout.park);
   a->status = (perigee__arena_status *)(void *)(a->base + a->layout.status);
-  a->epoch = header->first_epoch;
+  a->epoch = a->known = header->first_epoch;
+  a->awaited = PERIGEE_ARENA_ALL;
   a->yields = YIELDS;
+  a->bare_polls = a->mode == PERIGEE_ARENA_SPIN ? BARE_POLLS : 1;
   bool forced = strcmp(perigee__env("PERIGEE_WAIT"), "spin") == 0;
   a->spin_ns = (int64_t)(forced ? SPIN_FORCED_US : SPIN_US) * 1000;
   a->path = (perigee__arena_path)header->path;

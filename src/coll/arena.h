@@ -5,35 +5,50 @@
  *   header    magic, version, n, mode, sizes                            written once, before it is shared
  *   park      arrival counters and the release line (mode PARK)
  *   status    per rank: collectives entered, closed mark                written by its owner
- *   lines     per rank PERIGEE_ARENA_BUFFERS publish lines, used in turn (epoch modulo BUFFERS)
- *   slots     per rank PERIGEE_ARENA_BUFFERS buffers for data, used in turn
+ *   notes     per rank what it did in its last LINES epochs, for errors
+ *   lines     per rank LINES publish lines, used in turn (epoch modulo LINES)
+ *   small     per rank LINES small buffers, used with the lines
+ *   slots     per rank BUFFERS buffers for data, used in turn
  *
  * Publish line (at least 128 bytes apart; the first 64 are one cache line, written by its owner only):
  *   OFFSET SIZE FIELD
  *   0      4    word: (epoch << 1) | waiters
  *   4      4    aux: flags of the collective, bytes in payload
- *   8      8    fp: fingerprint of the collective
+ *   8      8    check: fingerprints of this collective and all before it, mixed
  *   16     48   inline payload
  *   64     16 n sizes: bytes sent to every rank, room for the bytes of every rank (read only when they are not all equal)
  *   ...    8 n  addresses of the blocks for every rank (alltoall, scatter and reduce_scatter that are read in place)
  *
- * Meeting: every phase of every collective is a meeting of all ranks, and takes the next epoch, the same on all ranks. A rank
- *   writes what it has to say into its line and buffer of that epoch, arrives, and goes on when all have arrived. There is
- *   no other kind of phase, so ranks that run different collectives meet too, and see it: fingerprints are compared in every
- *   meeting. Epochs are 31 bits, are compared by unsigned difference and never reset.
- * Reuse: who has passed meeting e knows that every rank has finished what it did before arriving at e. The line of epoch e is read
- *   before its reader arrives at e+1, a buffer of epoch e is used by anyone only before he arrives at e+2. Both are written
- *   again for epoch e+BUFFERS, by somebody who has passed e+BUFFERS-1: BUFFERS >= 3 needs no exit barrier, however far a fast
- *   rank runs ahead (it cannot pass a meeting that the slow one has not arrived at).
+ * Phases: every collective is a sequence of phases, and each takes the next epoch, the same on all ranks. In each a rank writes
+ *   what it has to say into its line and buffers of that epoch, arrives, and goes on when those it needs have arrived. Epochs are 31
+ *   bits, are compared by unsigned difference and never reset.
+ *   meeting      all need all. There is one kind, so ranks that run different collectives meet too, and see it.
+ *   from root    (broadcast, scatter) the others need the root, and the root nobody
+ *   to root      (reduce, gather) the root needs all, and the others nobody
+ *   A rank that needs nobody runs ahead: it may be in a later collective before the others have come to this one.
+ *   In the last two every rank publishes its own line, in both modes, and who waits does so on the lines of those it needs.
+ * Mismatch: who waits for a line compares its check before it uses anything. A check stands for all that its rank has done, so two ranks whose
+ *   ways have parted can never pass each other's data off as good again, even if they asked nothing of each other when it happened. Who
+ *   waits for somebody that has gone elsewhere looks at the notes after each slice of its sleep, and fails the group.
+ * Reuse: known is the last epoch that a rank knows all ranks to have arrived at; a meeting passed makes it that meeting's. Who has
+ *   arrived at e+1 has read the lines and small buffers of e; who has arrived at e+2 has read the buffers of e, and the last to arrive
+ *   at e has reset its counter. Hence, before a rank writes
+ *     the line and small buffer of e     known >= e - LINES + 1     (used before at e - LINES)
+ *     the buffer or counter of e         known >= e - BUFFERS + 2   (used before at e - BUFFERS)
+ *   When that does not hold (perigee__arena_room, one comparison) it waits until all have come to the epoch it has arrived at last
+ *   itself: no line of that epoch can have been written over, because nobody may do that before this rank has arrived at the next. So a rank
+ *   runs ahead by LINES - 1 phases, or BUFFERS - 2 when they use buffers, and then waits once for all of them.
+ *   Nobody waits in a circle: of the ranks that have arrived at the least epoch none waits for another to arrive there or before.
  *
- *   A rank may leave a collective by arriving at its last meeting without waiting for it (perigee__arena_depart): it knows one meeting
- *   less then, until the next one, which it waits for. What it writes for that one has been out of use for long: BUFFERS is 4.
+ *   A rank may also leave a collective by arriving at its last meeting without waiting for it (perigee__arena_depart): it knows one meeting
+ *   less then.
  *
  * Mode, the same on all ranks, decided by member 0: SPIN when all local ranks of the world have a core, else PARK.
- *   SPIN: a rank arrives by publishing its own line and polls the lines of the others: bare, with PAUSE, with yields
- *   between (somebody else's process may have put two ranks on one core), then it sleeps.
+ *   SPIN: a rank arrives by publishing its own line and polls the lines of the others: bare, with PAUSE, then it sleeps. It yields between
+ *   polls when the rank it waits for was last seen on the same core, and only then: to somebody else's process it would give a slice.
  *   PARK: arriving is one increment of a shared counter; the last to arrive compares the fingerprints, runs the combine step (if
  *   any), publishes the release line and wakes all that sleep in one futex call; the others yield a few times, then sleep.
+ *   In both, a rank that finds more of the ranks on its core than on another moves there (arena_wait.c).
  *   PERIGEE_WAIT=spin|park|adaptive overrides.
  *
  * Death and abort: the group's fate is looked at by everybody who waits. Its listener clears the waiters bit of every word here and

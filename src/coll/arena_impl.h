@@ -13,10 +13,22 @@
 #include "coll/segments.h"
 #include "transport/vm.h"
 
-/* BUFFERS: a power of two, so that epoch modulo BUFFERS has no seam where epochs wrap. INLINE: bytes of payload in a line. */
+/* LINES, BUFFERS: powers of two, so that an epoch modulo them has no seam where epochs wrap. INLINE: bytes of payload in a line.
+ * SMALL: bytes of a small buffer, of which there are as many as lines. */
 enum {
+#ifdef PERIGEE_HOSTILE
+  PERIGEE_ARENA_LINES = 4,
+  PERIGEE_ARENA_SMALL = 64,
+#else
+  PERIGEE_ARENA_LINES = 16,
+  PERIGEE_ARENA_SMALL = 4096,
+#endif
   PERIGEE_ARENA_BUFFERS = 4,
-  PERIGEE_ARENA_INLINE = 48
+  PERIGEE_ARENA_INLINE = 48,
+  /* How many epochs back all ranks must be known to have arrived (arena.h, Reuse): before a line or small buffer, and before a buffer or an
+   * arrival counter, is used again. */
+  PERIGEE_ARENA_LINE_ROOM = PERIGEE_ARENA_LINES - 1,
+  PERIGEE_ARENA_BUFFER_ROOM = PERIGEE_ARENA_BUFFERS - 2
 };
 #define PERIGEE_ARENA_EPOCHS UINT32_C(0x7fffffff) /* mask of an epoch */
 #define PERIGEE_ARENA_WAITERS UINT32_C(1)         /* in a word: somebody sleeps on it */
@@ -42,16 +54,25 @@ typedef struct perigee__arena_header {
 typedef struct perigee__arena_line {
   _Atomic uint32_t word;
   uint32_t aux;
-  uint64_t fp;
+  uint64_t check; /* perigee__arena.check */
   unsigned char payload[PERIGEE_ARENA_INLINE];
   uint64_t sizes[]; /* n sent, n received; n addresses of blocks sent */
 } perigee__arena_line;
+
+/* What a rank did in an epoch, for who finds that something is wrong: LINES of them per rank, written by it alone and at any time. A reader
+ * believes what it has read when epoch was the same before and after (arena_fail.c). */
+typedef struct perigee__arena_note {
+  _Atomic uint32_t epoch; /* WRITTEN while the rest changes */
+  uint32_t unused;
+  _Atomic uint64_t fp, check; /* relaxed */
+} perigee__arena_note;
+#define PERIGEE_ARENA_WRITTEN UINT32_MAX /* no epoch */
 
 typedef struct perigee__arena_park {
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t arrivals[PERIGEE_ARENA_BUFFERS];
   /* The release line. Written by the last to arrive at e, read before its reader arrives at e+1: one is enough. */
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t released; /* a word as in lines */
-  uint32_t same;                               /* all fingerprints of the meeting are equal */
+  uint32_t same;                               /* all checks of the meeting are equal */
   uint32_t source;                             /* rank whose buffer holds the combined result */
   uint32_t aux_any, aux_all;                   /* or, and of the aux of all lines */
   unsigned char payload[PERIGEE_ARENA_INLINE]; /* combined result that fits */
@@ -62,8 +83,13 @@ typedef struct perigee__arena_park {
 
 typedef struct perigee__arena_status {
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t entered; /* relaxed: only shown in errors */
+  _Atomic int32_t cpu;                                     /* last seen on; relaxed: a hint */
   _Atomic uint32_t closed; /* release when set, acquire in who waits */
-  perigee__vm_face face;   /* for reading this rank's memory; written before the members agree */
+  /* Words, as in lines, that count what this rank has handed to the root of a gather besides its line, and what roots have taken of it
+   * (shm_gather.c). taken is written by the root. */
+  alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t given;
+  alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t taken;
+  perigee__vm_face face; /* for reading this rank's memory; written before the members agree */
 } perigee__arena_status;
 
 /* ---- this rank's view --------------------------------------------------------------------------- */
@@ -76,7 +102,7 @@ typedef struct perigee__reach {
 
 /** Where things are, from n and the size of a buffer alone. */
 typedef struct perigee__arena_layout {
-  size_t park, status, lines, line_stride, slots, total; /* bytes from the start */
+  size_t park, status, notes, lines, line_stride, small, slots, total; /* bytes from the start */
 } perigee__arena_layout;
 
 struct perigee__arena {
@@ -92,6 +118,7 @@ struct perigee__arena {
   perigee__arena_status *status; /* of rank 0; one per rank */
   bool mapped;                   /* base is ours to unmap */
   int64_t spin_ns;               /* SPIN: PAUSE polls before sleeping */
+  int bare_polls;                /* of a line, before anything else */
   int yields;                    /* PARK: before sleeping */
   perigee__arena_path path;
   const perigee__tuning *tuning; /* borrowed */
@@ -105,14 +132,20 @@ struct perigee__arena {
   /* of the call that runs; calls of one group come one at a time */
   const perigee__coll_call *call;
   perigee_error *error;
-  uint32_t epoch; /* the last one this rank has arrived at */
-  uint32_t aux;   /* for the line of the next meeting, which takes it */
+  uint32_t epoch;  /* the last one this rank has arrived at */
+  uint32_t before; /* what that was when the call began */
+  uint32_t known;  /* the last one that this rank knows all have arrived at */
+  uint64_t check;  /* all this rank has done up to epoch: the fingerprint of every epoch, mixed */
+  int awaited;     /* who the wait that goes on is for: a rank, or ALL */
+  _Atomic uint32_t *awaited_word; /* of the awaited rank, and the value it is to come to */
+  uint32_t awaited_value;
+  uint32_t aux; /* for the line of the next meeting, which takes it */
   uint32_t aux_any,
       aux_all;            /* or, and of all ranks' in the last meeting that this rank waited for */
   perigee__reach in, out; /* of the call; set by perigee__shm_reach */
   int64_t work_ns;   /* what the others may take for their part of the call: added to spin_ns */
   bool past_caches;  /* the call moves so much that outputs are not worth keeping in caches */
-  bool crowded;      /* SPIN: a yield was what ended the last wait that took long */
+  unsigned crowded;  /* SPIN: waits in a row that a yield has ended; PARK: all waits */
   const void **srcs; /* n, for reductions */
 };
 
@@ -140,7 +173,7 @@ PERIGEE_MUST_CHECK int perigee__arena_agree_on(perigee__mesh *mesh, perigee__fat
 
 static inline perigee__arena_line *perigee__arena_line_at(const perigee__arena *a, int rank,
                                                           uint32_t epoch) {
-  size_t index = (epoch % PERIGEE_ARENA_BUFFERS) * (size_t)a->n + (size_t)rank;
+  size_t index = (epoch % PERIGEE_ARENA_LINES) * (size_t)a->n + (size_t)rank;
   return (perigee__arena_line *)(void *)(a->base + a->layout.lines + index * a->layout.line_stride);
 }
 static inline char *perigee__arena_slot_at(const perigee__arena *a, int rank, uint32_t epoch) {
@@ -154,6 +187,16 @@ static inline uint32_t perigee__arena_epoch_after(uint32_t epoch) {
 /** Own line for the meeting to come. */
 static inline perigee__arena_line *perigee__arena_next_line(const perigee__arena *a) {
   return perigee__arena_line_at(a, a->me, perigee__arena_epoch_after(a->epoch));
+}
+/** Its own small buffer of an epoch. */
+static inline char *perigee__arena_small_at(const perigee__arena *a, int rank, uint32_t epoch) {
+  size_t index = (size_t)rank * PERIGEE_ARENA_LINES + epoch % PERIGEE_ARENA_LINES;
+  return a->base + a->layout.small + index * PERIGEE_ARENA_SMALL;
+}
+static inline perigee__arena_note *perigee__arena_note_at(const perigee__arena *a, int rank,
+                                                          uint32_t epoch) {
+  size_t index = (size_t)rank * PERIGEE_ARENA_LINES + epoch % PERIGEE_ARENA_LINES;
+  return (perigee__arena_note *)(void *)(a->base + a->layout.notes) + index;
 }
 /** Buffer of a rank for the meeting to come. */
 static inline char *perigee__arena_next_slot(const perigee__arena *a, int rank) {
@@ -185,6 +228,29 @@ PERIGEE_MUST_CHECK int perigee__arena_meet(perigee__arena *a, perigee__arena_com
  * step of a collective whose meetings before it were waited for: the next one waits again, so that a rank is never two ahead.
  */
 void perigee__arena_depart(perigee__arena *a);
+/**
+ * Running ahead (arena.h): a phase in which not all wait for all.
+ *   give        arrive, and wait for nobody: what the others need is in this rank's line and buffers
+ *   await       after give: wait for one rank's line, compare
+ *   await_all   after give: for all of them; sets aux_any and aux_all
+ * Errors as of meet.
+ */
+void perigee__arena_give(perigee__arena *a);
+PERIGEE_MUST_CHECK int perigee__arena_await(perigee__arena *a, int rank);
+PERIGEE_MUST_CHECK int perigee__arena_await_all(perigee__arena *a);
+/** Wait until the word of a rank has come to value; what for is the caller's. Errors as of meet. */
+PERIGEE_MUST_CHECK int perigee__arena_await_word(perigee__arena *a, int rank,
+                                                 _Atomic uint32_t *word, uint32_t value);
+/** Move a word on and wake who sleeps on it (release; pairs with the acquire in await_word). */
+void perigee__arena_publish(_Atomic uint32_t *word, uint32_t value);
+/** perigee__arena_room, when it has to wait. */
+PERIGEE_MUST_CHECK int perigee__arena_settle(perigee__arena *a);
+/** Before the line and buffers of the next epoch are written: all have left the ones used before. back: one of the two ROOMs. */
+static inline int perigee__arena_room(perigee__arena *a, uint32_t back) {
+  return PERIGEE_LIKELY(((a->epoch + 1 - a->known) & PERIGEE_ARENA_EPOCHS) <= back)
+             ? 0
+             : perigee__arena_settle(a);
+}
 /** Mode PARK: all others have arrived at the next meeting, so this rank will combine. */
 bool perigee__arena_will_be_last(const perigee__arena *a);
 /** Whether a word has come to epoch. */
@@ -198,13 +264,21 @@ void perigee__arena_kick(const perigee__arena *a);
 
 typedef enum perigee__arena_reason { /* why a wait ended without what it waited for */
   PERIGEE_ARENA_GO_ON,
-  PERIGEE_ARENA_FAILED, /* the fate */
-  PERIGEE_ARENA_CLOSED, /* a rank that has not arrived has closed the group */
-  PERIGEE_ARENA_LATE    /* the deadline has passed */
+  PERIGEE_ARENA_FAILED,  /* the fate */
+  PERIGEE_ARENA_CLOSED,  /* a rank that has not arrived has closed the group */
+  PERIGEE_ARENA_LATE,    /* the deadline has passed */
+  PERIGEE_ARENA_DIFFERS, /* a rank has done something else */
+  PERIGEE_ARENA_BROKEN /* a rank has left a collective with an error while this one waited for one rank */
 } perigee__arena_reason;
 
-/** Reason to give up waiting for the meeting this rank has arrived at. */
+enum {
+  PERIGEE_ARENA_ALL = -1 /* perigee__arena.awaited: the meeting this rank has arrived at */
+};
+
+/** Reason to give up the wait that goes on. */
 perigee__arena_reason perigee__arena_look(const perigee__arena *a);
+/** Whether a rank is seen to have done something else than this one, in this epoch or one before. */
+bool perigee__arena_differs(const perigee__arena *a);
 /** The error for it in *a->error; fails the group. Returns the code. */
 int perigee__arena_give_up(perigee__arena *a, perigee__arena_reason reason);
 /** A rank has left the collective with an error: the error of this one. */
@@ -213,7 +287,7 @@ int perigee__arena_give_up_broken(perigee__arena *a);
 int perigee__arena_unreadable(perigee__arena *a, int rank, int rc);
 /** Tell those who read this rank's buffers that they are going. */
 void perigee__arena_break(perigee__arena *a);
-/** EMISMATCH: names the first rank whose fingerprint differs from ours in the last meeting. 0 when none of those that have arrived. */
+/** EMISMATCH: names the first rank that has done something else, and what each did. 0 when none of those that have arrived. */
 int perigee__arena_mismatch(perigee__arena *a);
 /** Start *a->error: code, message, and what is known of the call. Add culprits, then perigee__arena_fail_group. */
 void perigee__arena_error(perigee__arena *a, int code, const char *fmt, ...) PERIGEE_PRINTF(3, 4);

@@ -289,10 +289,15 @@ static void one_differs(member *m) {
   trial_open(&t, m, &w);
   int rc = rank_call(m, &t.call);
   RANK_CHECK(m, rc == PERIGEE_EMISMATCH, "%d %s", rc, m->error.message);
-  const char *expected =
-      m->me == 2 ? "rank 0 called allreduce f32[4] sum, this rank broadcast f32[4] root 0"
-                 : "rank 2 called broadcast f32[4] root 0, this rank allreduce f32[4] sum";
-  RANK_CHECK(m, strcmp(m->error.message, expected) == 0, "%s", m->error.message);
+  /* rank 2 names any of the others that has come */
+  static const char odd[] = " called allreduce f32[4] sum, this rank broadcast f32[4] root 0";
+  static const char usual[] =
+      "rank 2 called broadcast f32[4] root 0, this rank allreduce f32[4] sum";
+  /* who comes when rank 2 has told already hears it in its words */
+  RANK_CHECK(m,
+             strstr(m->error.message, odd) != NULL ||
+                 (m->me != 2 && strcmp(m->error.message, usual) == 0),
+             "%s", m->error.message);
   trial_close(&t);
 }
 

@@ -18,27 +18,30 @@
  */
 #include "coll/arena_impl.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <sched.h>
 
 #include "base/clock.h"
 #include "base/futex.h"
 
-/* BARE_POLLS: about twice as long as a line takes to come over; PAUSE alone is as long as that on some cores.
- * PAUSE_POLLS: with PAUSE, about 1 us, between looks at clock and fate. After PAUSE_ROUNDS of these a rank yields between them: when
- *   somebody else's process has taken a core, both ranks run on one, and polling keeps the other from arriving. A wait that
- *   a yield has ended at once (crowded) lets the next one yield from the start.
+/* PAUSE_POLLS: with PAUSE, about 1 us, between looks at clock, core and fate.
+ * CROWDED_OFTEN, PARKED_OFTEN: waits in a row that a yield to the awaited rank has ended, and waits in mode PARK, before a rank looks for
+ *   another core.
  * SLICE_MS: of one sleep. Bounds what a lost wake-up costs: word_kick clears the bit, another rank sets it again, both between
- *   this rank's look and its falling asleep. */
+ *   this rank's look and its falling asleep. After each slice a rank also looks whether the others do something else: nothing wakes
+ *   it when they have gone on without it. The first one is short for that. */
 enum {
-  BARE_POLLS = 96,
   PAUSE_POLLS = 16,
-  PAUSE_ROUNDS = 2,
+  CROWDED_OFTEN = 8,
+  PARKED_OFTEN = 64,
+  FIRST_SLICE_MS = 10,
   SLICE_MS = 100
 };
+#define CHECK_FACTOR UINT64_C(0x9e3779b97f4a7c15) /* odd */
 
 static void word_publish(_Atomic uint32_t *word, uint32_t epoch) {
-  /* release: pairs with the acquire loads in word_wait of those who see the epoch */
+  /* release: pairs with the acquire in word_reached of those who see the epoch */
   uint32_t old = atomic_exchange_explicit(word, epoch << 1, memory_order_release);
   if (PERIGEE_UNLIKELY(old & PERIGEE_ARENA_WAITERS))
     perigee__futex_wake(word, INT_MAX, true);
@@ -58,6 +61,7 @@ static void word_kick(_Atomic uint32_t *word) {
 
 static perigee__arena_reason word_sleep(const perigee__arena *a, _Atomic uint32_t *word,
                                         uint32_t epoch) {
+  int64_t slice_ns = FIRST_SLICE_MS * PERIGEE_NS_PER_MS;
   for (;;) {
     uint32_t seen = atomic_load_explicit(word, memory_order_acquire); /* word_publish, word_kick */
     if (perigee__arena_reached(seen, epoch))
@@ -69,85 +73,93 @@ static perigee__arena_reason word_sleep(const perigee__arena *a, _Atomic uint32_
     perigee__arena_reason reason = perigee__arena_look(a);
     if (reason != PERIGEE_ARENA_GO_ON)
       return word_reached(word, epoch) ? PERIGEE_ARENA_GO_ON : reason;
-    int64_t slice = perigee__deadline_in(SLICE_MS * PERIGEE_NS_PER_MS);
+    int64_t slice = perigee__deadline_in(slice_ns);
     if (slice > a->call->deadline_ns)
       slice = a->call->deadline_ns;
-    (void)perigee__futex_wait(word, asleep, slice, true); /* whatever ended it: look again */
+    if (perigee__futex_wait(word, asleep, slice, true) != -ETIMEDOUT)
+      continue; /* whatever ended it: look again */
+    if (perigee__arena_differs(a))
+      return PERIGEE_ARENA_DIFFERS;
+    slice_ns = SLICE_MS * PERIGEE_NS_PER_MS;
   }
 }
 
-/* The slow part of a wait in mode SPIN: the line was not there at once. */
-static perigee__arena_reason word_spin(perigee__arena *a, _Atomic uint32_t *word, uint32_t epoch) {
-  int64_t until = perigee__now_ns() + a->spin_ns + a->work_ns;
-  for (int round = a->crowded ? PAUSE_ROUNDS : 0; !perigee__fate_failed(a->fate); round++) {
-    if (round >= PAUSE_ROUNDS)
+/* More of the ranks share this core than one it might run on as well: go there, if no other rank here will. The kernel sees to that at its next
+ * tick or some later one, and for ranks that yield and sleep much later; thousands of operations fit in between. Being shut out of all
+ * other cores for a moment moves this thread at once. */
+static void spread(perigee__arena *a) {
+  cpu_set_t allowed, there;
+  uint8_t ranks[CPU_SETSIZE] = {0};
+  int own = sched_getcpu(), best = -1;
+  if (own < 0 || own >= CPU_SETSIZE || sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+    return;
+  for (int r = 0; r < a->n; r++) {
+    int cpu = r == a->me ? own : atomic_load_explicit(&a->status[r].cpu, memory_order_relaxed);
+    if (cpu == own && r > a->me)
+      return;
+    if (cpu >= 0 && cpu < CPU_SETSIZE && ranks[cpu] < UINT8_MAX)
+      ranks[cpu]++;
+  }
+  for (int c = 0; c < CPU_SETSIZE; c++)
+    if (CPU_ISSET((size_t)c, &allowed) && (best < 0 || ranks[c] < ranks[best]))
+      best = c;
+  if (best < 0 || ranks[best] + 2 > ranks[own])
+    return;
+  CPU_ZERO(&there);
+  CPU_SET((size_t)best, &there);
+  if (sched_setaffinity(0, sizeof(there), &there) == 0)
+    (void)!sched_setaffinity(0, sizeof(allowed), &allowed);
+  atomic_store_explicit(&a->status[a->me].cpu, best, memory_order_relaxed);
+}
+
+/* ---- mode SPIN --------------------------------------------------------------------------------- */
+
+/* Whether that rank was last seen on the core this one runs on: then it cannot come while this one polls. Tells the others as well. */
+static bool same_core(const perigee__arena *a, int rank) {
+  int cpu = sched_getcpu();
+  /* relaxed both: hints */
+  atomic_store_explicit(&a->status[a->me].cpu, cpu, memory_order_relaxed);
+  return cpu >= 0 && atomic_load_explicit(&a->status[rank].cpu, memory_order_relaxed) == cpu;
+}
+
+/* The line was not there at once. A yield helps when the awaited rank needs this very core, and gives a whole slice away
+ * when somebody else's process does. */
+static perigee__arena_reason word_spin(perigee__arena *a, int rank, _Atomic uint32_t *word,
+                                       uint32_t epoch) {
+  int64_t until = 0;
+  while (!perigee__fate_failed(a->fate)) {
+    bool crowded = same_core(a, rank);
+    if (crowded) {
       sched_yield();
+      if (word_reached(word, epoch)) {
+        if (++a->crowded % CROWDED_OFTEN == 0)
+          spread(a);
+        return PERIGEE_ARENA_GO_ON;
+      }
+    }
     for (int i = 0; i < PAUSE_POLLS; i++) {
       if (word_reached(word, epoch)) {
-        a->crowded = i == 0 && round >= PAUSE_ROUNDS;
+        a->crowded = 0;
         return PERIGEE_ARENA_GO_ON;
       }
       perigee__cpu_relax();
     }
-    if (perigee__now_ns() >= until)
+    int64_t now = perigee__now_ns();
+    if (until == 0)
+      until = now + a->spin_ns + a->work_ns;
+    if (now >= until)
       break;
   }
   return word_sleep(a, word, epoch);
 }
 
-static int meet_spin(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch) {
-  uint64_t fp = mine->fp, differ = 0;
-  uint32_t any = mine->aux, all = any;
-  word_publish(&mine->word, epoch);
-  for (int r = 0; r < a->n; r++) {
-    if (r == a->me)
-      continue;
-    perigee__arena_line *line = perigee__arena_line_at(a, r, epoch);
-    int polls = 0;
-    while (!word_reached(&line->word, epoch)) {
-      if (++polls < BARE_POLLS)
-        continue;
-      perigee__arena_reason reason = word_spin(a, &line->word, epoch);
-      if (reason != PERIGEE_ARENA_GO_ON)
-        return perigee__arena_give_up(a, reason);
-      break;
-    }
-    differ |= line->fp ^ fp;
-    any |= line->aux;
-    all &= line->aux;
-  }
-  a->aux_any = any;
-  a->aux_all = all;
-  /* The others have read our next line some meetings ago: have it back by the time it is written. */
-  perigee__prefetch_write(perigee__arena_next_line(a));
-  return PERIGEE_LIKELY(differ == 0) ? 0 : perigee__arena_mismatch(a);
-}
+/* ---- mode PARK --------------------------------------------------------------------------------- */
 
-/* All have arrived and this rank was the last: decide for all and let them go. */
-static void release(perigee__arena *a, uint32_t epoch, perigee__arena_combine_fn combine,
-                    void *arg) {
-  uint64_t fp = a->call->fp, differ = 0;
-  uint32_t any = 0, all = UINT32_MAX;
-  for (int r = 0; r < a->n; r++) {
-    const perigee__arena_line *line = perigee__arena_line_at(a, r, epoch);
-    differ |= line->fp ^ fp;
-    any |= line->aux;
-    all &= line->aux;
-  }
-  a->park->same = differ == 0;
-  a->park->aux_any = any;
-  a->park->aux_all = all;
-  if (combine != NULL && differ == 0)
-    combine(a, arg);
-  /* relaxed: the counter is used again at epoch + BUFFERS, by ranks that have passed this release */
-  atomic_store_explicit(&a->park->arrivals[epoch % PERIGEE_ARENA_BUFFERS], 0, memory_order_relaxed);
-  word_publish(&a->park->released, epoch);
-}
-
-static perigee__arena_reason park(const perigee__arena *a, uint32_t epoch) {
-  _Atomic uint32_t *word = &a->park->released;
-  /* With more ranks than cores a yield runs a rank that has not arrived, at a third of the price of sleeping and being woken. It is
-   * bounded because it gives nothing to a rank that computes, and starves it when all others keep yielding. */
+/* The slow part of a wait in mode PARK. With more ranks than cores a yield runs a rank that has not arrived, at a third of the price of sleeping
+ * and being woken. It is bounded because it gives nothing to a rank that computes, and starves it when all others keep yielding. */
+static perigee__arena_reason word_park(perigee__arena *a, _Atomic uint32_t *word, uint32_t epoch) {
+  if (++a->crowded % PARKED_OFTEN == 0)
+    spread(a);
   for (int i = 0; i < a->yields; i++) {
     if (word_reached(word, epoch))
       return PERIGEE_ARENA_GO_ON;
@@ -158,10 +170,74 @@ static perigee__arena_reason park(const perigee__arena *a, uint32_t epoch) {
   return word_sleep(a, word, epoch);
 }
 
+/* It was not there at once. */
+static perigee__arena_reason word_wait(perigee__arena *a, int rank, _Atomic uint32_t *word,
+                                       uint32_t epoch) {
+  return a->mode == PERIGEE_ARENA_SPIN ? word_spin(a, rank, word, epoch)
+                                       : word_park(a, word, epoch);
+}
+
+/* Wait for all lines of the epoch this rank has arrived at. */
+static int lines_wait(perigee__arena *a, const perigee__arena_line *mine) {
+  uint64_t check = mine->check, differ = 0;
+  uint32_t epoch = a->epoch, any = mine->aux, all = any;
+  for (int r = 0; r < a->n; r++) {
+    if (r == a->me)
+      continue;
+    perigee__arena_line *line = perigee__arena_line_at(a, r, epoch);
+    int polls = a->bare_polls;
+    while (!word_reached(&line->word, epoch)) {
+      if (--polls > 0)
+        continue;
+      perigee__arena_reason reason = word_wait(a, r, &line->word, epoch);
+      if (reason != PERIGEE_ARENA_GO_ON)
+        return perigee__arena_give_up(a, reason);
+      break;
+    }
+    differ |= line->check ^ check;
+    any |= line->aux;
+    all &= line->aux;
+  }
+  a->aux_any = any;
+  a->aux_all = all;
+  a->known = epoch;
+  return PERIGEE_LIKELY(differ == 0) ? 0 : perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
+}
+
+static int meet_spin(perigee__arena *a, perigee__arena_line *mine) {
+  word_publish(&mine->word, a->epoch);
+  PERIGEE_TRY(lines_wait(a, mine));
+  /* The others have read our next line some meetings ago: have it back by the time it is written. */
+  perigee__prefetch_write(perigee__arena_next_line(a));
+  return 0;
+}
+
+/* All have arrived and this rank was the last: decide for all and let them go. */
+static void release(perigee__arena *a, uint32_t epoch, perigee__arena_combine_fn combine,
+                    void *arg) {
+  uint64_t differ = 0;
+  uint32_t any = 0, all = UINT32_MAX;
+  for (int r = 0; r < a->n; r++) {
+    const perigee__arena_line *line = perigee__arena_line_at(a, r, epoch);
+    differ |= line->check ^ a->check;
+    any |= line->aux;
+    all &= line->aux;
+  }
+  a->park->same = differ == 0;
+  a->park->aux_any = any;
+  a->park->aux_all = all;
+  if (combine != NULL && differ == 0)
+    combine(a, arg);
+  /* relaxed: the counter is used again at epoch + BUFFERS, by ranks that know of all that they have arrived at a later one, which
+   * this rank does after this store */
+  atomic_store_explicit(&a->park->arrivals[epoch % PERIGEE_ARENA_BUFFERS], 0, memory_order_relaxed);
+  word_publish(&a->park->released, epoch);
+}
+
 /* True when this rank was the last, and has let the others go. */
 static bool arrive_park(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch,
                         perigee__arena_combine_fn combine, void *arg) {
-  /* release: who names missing ranks and sees the epoch may read the fingerprint (perigee__arena_mismatch) */
+  /* release: who looks for missing ranks and sees the epoch also sees what was done before */
   atomic_store_explicit(&mine->word, epoch << 1, memory_order_release);
   /* release: what this rank wrote goes to the last to arrive. acquire: the last sees what all the others wrote, because their increments form
    * one release sequence. */
@@ -176,29 +252,47 @@ static bool arrive_park(perigee__arena *a, perigee__arena_line *mine, uint32_t e
 static int meet_park(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch,
                      perigee__arena_combine_fn combine, void *arg) {
   if (!arrive_park(a, mine, epoch, combine, arg)) {
-    perigee__arena_reason reason = park(a, epoch);
+    perigee__arena_reason reason = word_park(a, &a->park->released, epoch);
     if (reason != PERIGEE_ARENA_GO_ON)
       return perigee__arena_give_up(a, reason);
   }
+  a->known = epoch;
   a->aux_any = a->park->aux_any;
   a->aux_all = a->park->aux_all;
-  return PERIGEE_LIKELY(a->park->same) ? 0 : perigee__arena_mismatch(a);
+  return PERIGEE_LIKELY(a->park->same) ? 0 : perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
+}
+
+/* Write down what this rank does in this epoch. */
+static void take_note(perigee__arena *a) {
+  perigee__arena_note *note = perigee__arena_note_at(a, a->me, a->epoch);
+  /* A reader that sees something of what follows the fence does not see the epoch that was there before (noted in arena_fail.c). */
+  atomic_store_explicit(&note->epoch, PERIGEE_ARENA_WRITTEN, memory_order_relaxed);
+  atomic_thread_fence(memory_order_release);
+  atomic_store_explicit(&note->fp, a->call->fp, memory_order_relaxed);
+  atomic_store_explicit(&note->check, a->check, memory_order_relaxed);
+  /* release: pairs with the acquire in noted */
+  atomic_store_explicit(&note->epoch, a->epoch, memory_order_release);
 }
 
 /* Own line of the next epoch, with what every line has; this rank is at it from now on. */
 static perigee__arena_line *step(perigee__arena *a) {
   a->epoch = perigee__arena_epoch_after(a->epoch);
+  /* one-to-one for either of the two when the other is given: a difference stays one */
+  uint64_t check = (a->check ^ a->call->fp) * CHECK_FACTOR;
+  a->check = check ^ (check >> 32);
+  take_note(a);
   perigee__arena_line *mine = perigee__arena_line_at(a, a->me, a->epoch);
-  mine->fp = a->call->fp;
+  mine->check = a->check;
   mine->aux = a->aux;
   a->aux = 0;
   return mine;
 }
 
 int perigee__arena_meet(perigee__arena *a, perigee__arena_combine_fn combine, void *arg) {
+  PERIGEE_TRY(perigee__arena_room(a, PERIGEE_ARENA_BUFFER_ROOM)); /* for the counter */
   perigee__arena_line *mine = step(a);
   if (a->mode == PERIGEE_ARENA_SPIN)
-    return meet_spin(a, mine, a->epoch);
+    return meet_spin(a, mine);
   return meet_park(a, mine, a->epoch, combine, arg);
 }
 
@@ -216,9 +310,51 @@ bool perigee__arena_will_be_last(const perigee__arena *a) {
   return atomic_load_explicit(&a->park->arrivals[b], memory_order_relaxed) + 1 == (uint32_t)a->n;
 }
 
+/* ---- running ahead ------------------------------------------------------------------------------- */
+
+void perigee__arena_publish(_Atomic uint32_t *word, uint32_t value) {
+  word_publish(word, value & PERIGEE_ARENA_EPOCHS);
+}
+
+void perigee__arena_give(perigee__arena *a) {
+  perigee__arena_line *mine = step(a);
+  word_publish(&mine->word, a->epoch);
+  perigee__prefetch_write(perigee__arena_next_line(a));
+}
+
+int perigee__arena_await_word(perigee__arena *a, int rank, _Atomic uint32_t *word, uint32_t value) {
+  value &= PERIGEE_ARENA_EPOCHS;
+  for (int polls = a->bare_polls; polls > 0; polls--)
+    if (word_reached(word, value))
+      return 0;
+  a->awaited = rank;
+  a->awaited_word = word;
+  a->awaited_value = value;
+  perigee__arena_reason reason = word_wait(a, rank, word, value);
+  int rc = reason == PERIGEE_ARENA_GO_ON ? 0 : perigee__arena_give_up(a, reason);
+  a->awaited = PERIGEE_ARENA_ALL;
+  return rc;
+}
+
+int perigee__arena_await(perigee__arena *a, int rank) {
+  perigee__arena_line *line = perigee__arena_line_at(a, rank, a->epoch);
+  PERIGEE_TRY(perigee__arena_await_word(a, rank, &line->word, a->epoch));
+  return PERIGEE_LIKELY(line->check == a->check) ? 0
+                                                 : perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
+}
+
+int perigee__arena_await_all(perigee__arena *a) {
+  return lines_wait(a, perigee__arena_line_at(a, a->me, a->epoch));
+}
+
+int perigee__arena_settle(perigee__arena *a) { return perigee__arena_await_all(a); }
+
 void perigee__arena_kick(const perigee__arena *a) {
   word_kick(&a->park->released);
-  for (uint32_t b = 0; b < PERIGEE_ARENA_BUFFERS; b++)
-    for (int r = 0; r < a->n; r++)
-      word_kick(&perigee__arena_line_at(a, r, b)->word);
+  for (int r = 0; r < a->n; r++) {
+    word_kick(&a->status[r].given);
+    word_kick(&a->status[r].taken);
+    for (uint32_t i = 0; i < PERIGEE_ARENA_LINES; i++)
+      word_kick(&perigee__arena_line_at(a, r, i)->word);
+  }
 }

@@ -3,9 +3,11 @@
  *
  * The layer above has checked the arguments and turned tensors into pointers. Calls of one group come one at a time, in the
  * group's order (seq 1, 2, 3 ...), from any thread; the calling thread runs the whole collective and waits where it must.
- * Two engines: shm_* (all members on one host: coll/arena.h) and net_* (messages over the mesh). Both end every call only when every
- * member has entered it with the same fingerprint, so that a mismatch is an error on every rank and no rank's buffers are
- * passed off as good. Sums in shared memory are in rank order 0..n-1; net algorithms document theirs, and use rank order when
+ * Two engines: shm_* (all members on one host: coll/arena.h) and net_* (messages over the mesh). Both end a call on a rank only when those
+ * it has received from have entered it with the same fingerprint, so that no rank's buffers are passed off as good. A rank that receives
+ * nothing (root of a broadcast or scatter, the others of a reduce or gather) may be gone before a mismatch is found: its next call fails
+ * then. Ranks that ask each other for nothing in a mismatch find it in their next call too: a fingerprint stands for all before it.
+ * Sums in shared memory are in rank order 0..n-1; net algorithms document theirs, and use rank order when
  * PERIGEE_DETERMINISTIC is set. All ranks end with the same bits.
  */
 #ifndef PERIGEE_COLL_COLL_H
@@ -92,7 +94,8 @@ const char *perigee__coll_transport(const perigee__coll *coll);
  * Run one collective to its end. Returns 0 or the code, with *error_p filled (op, seq, group, rank, culprits).
  * Errors that leave ranks at different points (ETIMEDOUT, EMISMATCH, ETRUNC, ESHAPE, EPEER*) fail the group's fate first, on all ranks.
  * ETRUNC, ESHAPE: an allgather, gather, scatter or alltoall block is longer, is shorter than its receiver's room; it must be exactly as long.
- * All ranks name the same block: the first that does not fit, by sender, then receiver. Nothing is written past a room; what is
+ * All ranks name the same block: the first that does not fit, by sender, then receiver; of a scatter, one that does not fit. It is found by
+ * the root of a gather and by the receivers of a scatter. Nothing is written past a room; what is
  * in the rooms is undefined then.
  */
 PERIGEE_MUST_CHECK int perigee__coll_run(perigee__coll *coll, const perigee__coll_call *call,

@@ -85,7 +85,7 @@ int perigee__shm_alltoall(perigee__arena *a) {
   if (a->aux_any & PERIGEE_SHM_INLINE)
     take_lines(a);
   bool lent = (a->aux_any & PERIGEE_SHM_DIRECT) != 0;
-  if (lent && perigee__shm_all_there(a, part, -1) && perigee__shm_reach(a))
+  if (lent && perigee__shm_all_there(a, part) && perigee__shm_reach(a))
     return take_direct(a, part);
   if (!lent)
     take(a, part, 0);

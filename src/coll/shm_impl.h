@@ -20,8 +20,8 @@
 PERIGEE_MUST_CHECK int perigee__shm_allreduce(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__shm_reduce(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__shm_broadcast(perigee__arena *a);
-/** Allgather with root -1, else gather. */
-PERIGEE_MUST_CHECK int perigee__shm_gather(perigee__arena *a, int root);
+PERIGEE_MUST_CHECK int perigee__shm_allgather(perigee__arena *a);
+PERIGEE_MUST_CHECK int perigee__shm_gather(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__shm_scatter(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__shm_reduce_scatter(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__shm_alltoall(perigee__arena *a);
@@ -59,6 +59,7 @@ enum {                         /* perigee__arena_line.aux */
   PERIGEE_SHM_UNIFORM = 1,     /* all that this rank sends, and all the room it has, is one size */
   PERIGEE_SHM_INLINE = 2,      /* payload holds the data; else a window */
   PERIGEE_SHM_DIRECT = 4,      /* nothing is staged: the others read it where it is */
+  PERIGEE_SHM_SMALL = 8,       /* the data is in the small buffer */
   PERIGEE_SHM_LENGTH_SHIFT = 8 /* bytes in payload */
 };
 
@@ -66,9 +67,9 @@ enum {                         /* perigee__arena_line.aux */
 void perigee__shm_announce(perigee__arena *a, bool inlined, size_t length);
 /** Put the blocks, one for each rank, into the next line and announce them; false when they do not fit or differ in size. */
 bool perigee__shm_inline_blocks(perigee__arena *a, const perigee__block *blocks);
-/** After the check: whether the blocks of all ranks are lent, inlined or staged whole, in `room` bytes for each. root: lends or not whatever
- *  it has, -1: none. Alike on all ranks. */
-bool perigee__shm_all_there(const perigee__arena *a, size_t room, int root);
+/** After the check: whether the blocks of all ranks are lent, inlined or staged whole, in `room` bytes for each. Alike on all
+ *  ranks. */
+bool perigee__shm_all_there(const perigee__arena *a, size_t room);
 /** Bytes of the largest of the n blocks. */
 size_t perigee__shm_largest(const perigee__arena *a, const perigee__block *blocks);
 /**
@@ -76,6 +77,8 @@ size_t perigee__shm_largest(const perigee__arena *a, const perigee__block *block
  * Errors: ETRUNC, ESHAPE, the same on all ranks, naming both; the group is failed.
  */
 PERIGEE_MUST_CHECK int perigee__shm_check(perigee__arena *a, size_t *most_p);
+/** Scatter, on who has seen the root's line: only the own block is compared. *most_p as above. */
+PERIGEE_MUST_CHECK int perigee__shm_check_own(perigee__arena *a, size_t *most_p);
 
 /* ---- straight from the others' memory (shm_window.c) -------------------------------------------- */
 

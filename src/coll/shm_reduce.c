@@ -1,37 +1,63 @@
 /*
- * Reduce to one root.
+ * Reduce to one root. The others run ahead (arena.h) while they only give.
  *
- *   inline     up to 48 bytes: in the publish lines, reduced by the root alone; one meeting.
+ *   small      in the publish lines (up to 48 bytes) or small buffers, reduced by the root alone; one phase.
  *   to root    the others copy a chunk into their buffers, the root reduces it into its output while they stage the next. Root:
  *              (n + 1) N bytes touched, others 2N. Right while latency counts, and for n up to 3 at any size: there
  *              the root touches no more than by sharing the work.
  *   two-shot   shm_two_shot.c with only the root taking: root (5 - 2/n) N, at most.
+ * Where symmetric memory is worth it every rank waits in its first meeting, for another may hope for symmetric memory.
  */
 #include "coll/shm_impl.h"
 
-static int reduce_inline(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes) {
+/* Where a rank puts its contribution to the phase of an epoch. */
+static char *small_of(const perigee__arena *a, int rank, uint32_t epoch, size_t bytes) {
+  return bytes <= PERIGEE_ARENA_INLINE ? (char *)perigee__arena_line_at(a, rank, epoch)->payload
+                                       : perigee__arena_small_at(a, rank, epoch);
+}
+
+static int reduce_small(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes) {
   const perigee__coll_call *call = a->call;
-  perigee__shm_copy(perigee__arena_next_line(a)->payload, call->in, bytes);
-  PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
-  if (a->me != call->root)
+  bool root = a->me == call->root;
+  if (!root)
+    perigee__shm_copy(small_of(a, a->me, perigee__arena_epoch_after(a->epoch), bytes), call->in,
+                      bytes);
+  perigee__arena_give(a);
+  if (!root)
     return 0;
+  PERIGEE_TRY(perigee__arena_await_all(a));
   for (int r = 0; r < a->n; r++)
-    a->srcs[r] = perigee__arena_line_of(a, r)->payload;
+    a->srcs[r] = r == a->me ? call->in : small_of(a, r, a->epoch, bytes);
   perigee__reduce_nary(plan, call->out, a->srcs, a->n, call->count);
   return 0;
 }
 
-static int reduce_to_root(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes) {
+/* One phase of what is staged in buffers. meet: somebody may have staged nothing, which all must see. */
+static int bring(perigee__arena *a, const char *in, size_t bytes, bool meet) {
+  bool root = a->me == a->call->root;
+  do {
+    PERIGEE_TRY(perigee__arena_room(a, PERIGEE_ARENA_BUFFER_ROOM));
+    if (!root)
+      perigee__shm_copy(perigee__arena_next_slot(a, a->me), in, bytes);
+    if (meet) {
+      PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
+      continue;
+    }
+    perigee__arena_give(a);
+    if (root)
+      PERIGEE_TRY(perigee__arena_await_all(a));
+  } while (meet && perigee__shm_again(a));
+  return 0;
+}
+
+static int reduce_to_root(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes,
+                          bool symmetric) {
   const perigee__coll_call *call = a->call;
   size_t chunk = a->table.copy_chunk / plan->size * plan->size;
   for (size_t at = 0; at < bytes; at += chunk) {
     size_t now = perigee__shm_piece(bytes, at, chunk);
     const char *in = (const char *)call->in + at;
-    do {
-      if (a->me != call->root)
-        perigee__shm_copy(perigee__arena_next_slot(a, a->me), in, now);
-      PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
-    } while (perigee__shm_again(a));
+    PERIGEE_TRY(bring(a, in, now, at == 0 && symmetric));
     if (a->me != call->root)
       continue;
     for (int r = 0; r < a->n; r++)
@@ -45,17 +71,19 @@ int perigee__shm_reduce(perigee__arena *a) {
   perigee__reduce_plan plan;
   PERIGEE_TRY(perigee__shm_plan(a, &plan));
   size_t bytes = a->call->count * plan.size;
-  if (bytes <= PERIGEE_ARENA_INLINE)
-    return reduce_inline(a, &plan, bytes);
   perigee__algo algo = perigee__shm_path(a, bytes, false);
   bool symmetric = perigee__shm_path(a, bytes, true) == PERIGEE_PATH_SYMMETRIC;
   bool pull = algo == PERIGEE_PATH_CMA, done;
+  if (bytes <= PERIGEE_ARENA_INLINE ||
+      (bytes <= PERIGEE_ARENA_SMALL && algo == PERIGEE_PATH_ROOT && !symmetric))
+    return reduce_small(a, &plan, bytes);
+  PERIGEE_TRY(perigee__arena_room(a, PERIGEE_ARENA_BUFFER_ROOM));
   if (pull || symmetric) {
     PERIGEE_TRY(perigee__shm_reduce_direct(a, &plan, a->call->root, pull, symmetric, &done));
     if (done)
       return 0;
   }
   if (algo == PERIGEE_PATH_ROOT)
-    return reduce_to_root(a, &plan, bytes);
+    return reduce_to_root(a, &plan, bytes, symmetric);
   return perigee__shm_two_shot(a, &plan, a->call->root);
 }

@@ -1,6 +1,8 @@
 /* Entry of the shared-memory engine: what is common to all collectives, and the choice among them by kind. */
 #include "coll/shm_impl.h"
 
+#include <sched.h>
+
 #include "base/assert.h"
 
 /* A rank that waits for one that copies does not sleep before this much could have been copied: being woken takes as long as a MiB. */
@@ -17,7 +19,16 @@ int perigee__shm_plan(perigee__arena *a, perigee__reduce_plan *plan) {
   return rc;
 }
 
+/* How much the lines and buffers of this kind of collective need of those used before. The rooted ones look again when they go on to buffers. */
+static uint32_t room_of(perigee__coll_kind kind) {
+  return kind == PERIGEE_COLL_BROADCAST || kind == PERIGEE_COLL_REDUCE ||
+                 kind == PERIGEE_COLL_GATHER || kind == PERIGEE_COLL_SCATTER
+             ? PERIGEE_ARENA_LINE_ROOM
+             : PERIGEE_ARENA_BUFFER_ROOM;
+}
+
 static int run(perigee__arena *a, const perigee__coll_call *call) {
+  PERIGEE_TRY(perigee__arena_room(a, room_of(call->kind)));
   switch (call->kind) {
   case PERIGEE_COLL_BARRIER:
     return perigee__arena_meet(a, NULL, NULL);
@@ -28,9 +39,9 @@ static int run(perigee__arena *a, const perigee__coll_call *call) {
   case PERIGEE_COLL_REDUCE:
     return perigee__shm_reduce(a);
   case PERIGEE_COLL_ALLGATHER:
-    return perigee__shm_gather(a, -1);
+    return perigee__shm_allgather(a);
   case PERIGEE_COLL_GATHER:
-    return perigee__shm_gather(a, call->root);
+    return perigee__shm_gather(a);
   case PERIGEE_COLL_SCATTER:
     return perigee__shm_scatter(a);
   case PERIGEE_COLL_REDUCE_SCATTER:
@@ -56,9 +67,11 @@ int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_
   /* relaxed both: numbers that other ranks ask for to say who is missing */
   atomic_store_explicit(&a->fate->entered, call->seq, memory_order_relaxed);
   atomic_store_explicit(&a->status[a->me].entered, call->seq, memory_order_relaxed);
+  atomic_store_explicit(&a->status[a->me].cpu, sched_getcpu(), memory_order_relaxed);
   a->call = call;
   a->error = error_p;
   a->aux = 0;
+  a->before = a->epoch;
   size_t bytes = bytes_of(a, call);
   a->work_ns = a->mode == PERIGEE_ARENA_SPIN ? (int64_t)(bytes / BYTES_PER_NS) : 0;
   a->past_caches = bytes >= a->table.past_min;

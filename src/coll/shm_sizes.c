@@ -2,7 +2,8 @@
  * Sizes of blocks that may differ by rank: announced in the publish lines, compared by every rank before any data is used.
  *
  * Allgather, gather, scatter and alltoall take blocks whose sizes each rank knows for itself alone. What i sends to j and the room j has for
- * i must be equal; all ranks look at all pairs, so that all come to the same error without another meeting.
+ * i must be equal. Allgather, alltoall: all ranks look at all pairs, so that all come to the same error without another meeting. Gather:
+ * the root looks at all pairs. Scatter: every rank looks at its own block and the root at nothing; it hears of an error through the fate.
  * Nearly always there is one size. A rank whose own numbers are all that size says so (UNIFORM) and gives it once; when all
  * ranks do, one comparison per rank is enough and the second lines are not read. Otherwise all n^2 pairs are compared.
  */
@@ -119,10 +120,7 @@ static size_t announced(const perigee__arena *a, int rank, int index) {
   return line->aux & PERIGEE_SHM_UNIFORM ? uniform_size(line) : (size_t)line->sizes[index];
 }
 
-static int check_pair(perigee__arena *a, int from, int to, size_t *most_p) {
-  size_t sent = announced(a, from, to), room = announced(a, to, a->n + from);
-  if (sent > *most_p)
-    *most_p = sent;
+static int compare(perigee__arena *a, int from, int to, size_t sent, size_t room) {
   if (sent == room)
     return 0;
   perigee__arena_error(a, sent > room ? PERIGEE_ETRUNC : PERIGEE_ESHAPE,
@@ -131,6 +129,25 @@ static int check_pair(perigee__arena *a, int from, int to, size_t *most_p) {
   perigee__error_add_rank(a->error, from);
   perigee__error_add_rank(a->error, to);
   return perigee__arena_fail_group(a);
+}
+
+static int check_pair(perigee__arena *a, int from, int to, size_t *most_p) {
+  size_t sent = announced(a, from, to);
+  if (sent > *most_p)
+    *most_p = sent;
+  return compare(a, from, to, sent, announced(a, to, a->n + from));
+}
+
+int perigee__shm_check_own(perigee__arena *a, size_t *most_p) {
+  int root = a->call->root;
+  size_t most = 0;
+  if (perigee__arena_line_of(a, root)->aux & PERIGEE_SHM_UNIFORM)
+    most = announced(a, root, 0);
+  else
+    for (int r = 0; r < a->n; r++)
+      most = announced(a, root, r) > most ? announced(a, root, r) : most;
+  *most_p = most;
+  return compare(a, root, a->me, announced(a, root, a->me), a->call->out_bytes);
 }
 
 int perigee__shm_check(perigee__arena *a, size_t *most_p) {
@@ -153,10 +170,10 @@ int perigee__shm_check(perigee__arena *a, size_t *most_p) {
   return 0;
 }
 
-bool perigee__shm_all_there(const perigee__arena *a, size_t room, int root) {
+bool perigee__shm_all_there(const perigee__arena *a, size_t room) {
   for (int r = 0; r < a->n; r++) {
     const perigee__arena_line *line = perigee__arena_line_of(a, r);
-    if (r == root || (line->aux & (PERIGEE_SHM_DIRECT | PERIGEE_SHM_INLINE)))
+    if (line->aux & (PERIGEE_SHM_DIRECT | PERIGEE_SHM_INLINE))
       continue;
     for (int to = 0; to < a->n; to++)
       if (announced(a, r, to) > room)

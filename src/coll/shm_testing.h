@@ -193,6 +193,12 @@ static inline int rank_call(member *m, perigee__coll_call *call) {
   return perigee__shm_run(m->arena, call, &m->error);
 }
 
+/* What the mesh does when a rank fails: the others hear of it. */
+static inline void world_tell(const member *m) {
+  for (int r = 0; r < m->n; r++)
+    (void)perigee__fate_fail(&m->w->member[r].fate, &m->error);
+}
+
 static inline uint64_t fp_of(int op, int dtype, int redop, int root, uint64_t count) {
   perigee__fingerprint f = {.op = op, .dtype = dtype, .redop = redop, .root = root, .count = count};
   return perigee__fingerprint_pack(&f);

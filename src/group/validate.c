@@ -11,7 +11,7 @@
 
 int64_t perigee__request_deadline(const perigee_request *req, int64_t default_ns) {
   int64_t timeout = req->timeout_ns == PERIGEE_TIMEOUT_DEFAULT ? default_ns : req->timeout_ns;
-  return perigee__deadline_in(timeout);
+  return perigee__deadline_about(timeout);
 }
 
 typedef struct check {
