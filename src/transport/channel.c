@@ -278,12 +278,11 @@ static void cancel_came(perigee__peer *peer, const perigee__frame *f) {
   }
 }
 
-/* A header is complete: find where its payload goes. */
+/* chan->in is complete: find where its payload goes. */
 static int frame_begins(perigee__peer *peer) {
   perigee__channel *chan = &peer->chan;
-  perigee__frame *f = &chan->in;
-  if (perigee__frame_decode(chan->header, f) < 0)
-    return protocol_error(peer, perigee_last_error()->message);
+  const perigee__frame *f = &chan->in;
+  chan->in_payload = true;
   chan->at = 0;
   chan->dest = NULL;
   chan->room = 0;
@@ -384,10 +383,33 @@ static ssize_t take_bytes(perigee__channel *chan, void *buf, size_t size) {
   return (ssize_t)n;
 }
 
+/* A frame in a slot of the ring, with all that belongs to it. Returns as step. */
+static int step_slot(perigee__peer *peer) {
+  perigee__channel *chan = &peer->chan;
+  perigee__slot slot;
+  int rc = perigee__ring_peek_slot(&peer->ring, &slot);
+  if (PERIGEE_UNLIKELY(rc < 0))
+    return protocol_error(peer, perigee_last_error()->message);
+  if (rc == 0)
+    return 0;
+  chan->in = slot.frame;
+  if (frame_begins(peer) < 0)
+    return -1;
+  size_t n = chan->room < slot.frame.length ? (size_t)chan->room : (size_t)slot.frame.length;
+  perigee__ring_take_slot(&peer->ring, &slot, chan->dest, n);
+  frame_ends(peer);
+  return 1;
+}
+
 /* One step: some bytes of a header or of a payload. > 0 progress, 0 nothing there, < 0 the end. */
 static int step(perigee__peer *peer) {
   perigee__channel *chan = &peer->chan;
   ssize_t n;
+  if (!chan->in_payload && chan->header_have == 0 && chan->stream == &peer->ring.stream) {
+    int rc = step_slot(peer);
+    if (rc != 0)
+      return rc;
+  }
   if (!chan->in_payload) {
     n = take_bytes(chan, chan->header + chan->header_have, PERIGEE_FRAME_SIZE - chan->header_have);
     if (n <= 0)
@@ -395,7 +417,8 @@ static int step(perigee__peer *peer) {
     chan->header_have += (size_t)n;
     if (chan->header_have < PERIGEE_FRAME_SIZE)
       return 1;
-    chan->in_payload = true;
+    if (perigee__frame_decode(chan->header, &chan->in) < 0)
+      return protocol_error(peer, perigee_last_error()->message);
     if (frame_begins(peer) < 0)
       return -1;
     bool has_payload = chan->in.type == PERIGEE_FRAME_EAGER ||

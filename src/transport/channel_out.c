@@ -82,10 +82,35 @@ static void place_again(perigee__channel *chan, perigee__out *out) {
   perigee__list_append(before, &out->node);
 }
 
+/* A send's frame has gone out. */
+static void sent(perigee__peer *peer, perigee__xfer *xfer, uint8_t type) {
+  if (type != PERIGEE_FRAME_RTS) {
+    perigee__xfer_end(peer->mesh, xfer, 0);
+    return;
+  }
+  xfer->phase = PERIGEE_XFER_RTS_SENT;
+  peer->mesh->lent += xfer->size;
+  perigee__list_append(&peer->chan.rts_sent, &xfer->node);
+}
+
+/* Small frames over a ring need not wait for the next pass, nor a place to wait in. False: it has to be queued. */
+static bool sent_in_slot(perigee__peer *peer, const perigee__frame *frame, const void *payload,
+                         perigee__xfer *xfer) {
+  perigee__channel *chan = &peer->chan;
+  if (chan->stream != &peer->ring.stream || !perigee__list_empty(&chan->out) ||
+      !perigee__ring_slot_fits(frame) || !perigee__ring_put_slot(&peer->ring, frame, payload))
+    return false;
+  if (xfer != NULL)
+    sent(peer, xfer, frame->type);
+  return true;
+}
+
 void perigee__channel_queue(perigee__peer *peer, const perigee__frame *frame, const void *payload,
                             size_t length, perigee__xfer *xfer, uint8_t *owned) {
   perigee__channel *chan = &peer->chan;
   int refused = unsendable(peer);
+  if (refused == 0 && sent_in_slot(peer, frame, payload, xfer))
+    return;
   perigee__out *out = refused < 0 ? NULL : out_new(peer->mesh);
   if (out == NULL) {
     free(owned);
@@ -155,13 +180,8 @@ static int gather(perigee__channel *chan, struct iovec iov[GATHER], size_t most)
 
 static void out_finish(perigee__peer *peer, perigee__out *out) {
   perigee__list_remove(&out->node);
-  if (out->xfer != NULL && out->frame.type != PERIGEE_FRAME_RTS) {
-    perigee__xfer_end(peer->mesh, out->xfer, 0);
-  } else if (out->xfer != NULL) {
-    out->xfer->phase = PERIGEE_XFER_RTS_SENT;
-    peer->mesh->lent += out->xfer->size;
-    perigee__list_append(&peer->chan.rts_sent, &out->xfer->node);
-  }
+  if (out->xfer != NULL)
+    sent(peer, out->xfer, out->frame.type);
   out_free(peer->mesh, out);
 }
 

@@ -47,6 +47,13 @@ static uint64_t length_limit(uint8_t type) {
   }
 }
 
+int perigee__frame_check(const perigee__frame *frame) {
+  return frame->length <= length_limit(frame->type)
+             ? 0
+             : perigee__fail(PERIGEE_EPROTO, "frame: type %u with length %llu", frame->type,
+                             (unsigned long long)frame->length);
+}
+
 int perigee__frame_decode(const uint8_t in[PERIGEE_FRAME_SIZE], perigee__frame *frame) {
   if (memcmp(in, magic, sizeof(magic)) != 0)
     return perigee__fail(PERIGEE_EPROTO, "frame: wrong magic %02x%02x%02x%02x", in[0], in[1], in[2],
@@ -62,9 +69,7 @@ int perigee__frame_decode(const uint8_t in[PERIGEE_FRAME_SIZE], perigee__frame *
   frame->id = get64(in + 40);
   frame->credit = get64(in + 48);
   frame->at = get64(in + 56);
-  if (frame->length > length_limit(frame->type))
-    return perigee__fail(PERIGEE_EPROTO, "frame: type %u with length %llu", frame->type,
-                         (unsigned long long)frame->length);
+  PERIGEE_TRY(perigee__frame_check(frame));
   if (frame->credit > PERIGEE_CREDIT)
     return perigee__fail(PERIGEE_EPROTO, "frame: credit %llu", (unsigned long long)frame->credit);
   return 0;

@@ -19,6 +19,7 @@
  *
  * A message of at most PERIGEE_EAGER_MAX bytes goes as EAGER when the peer's credit lasts; else RTS is sent, the receiver answers CTS
  * when it has a buffer, and DATA follows: frames of PERIGEE_CHUNK bytes, in order. What else is to be said goes between them.
+ * Between ranks of one host most frames go in slots instead (ring.h): EAGER with little payload, RTS, CTS, PULLED; without credit.
  */
 #ifndef PERIGEE_TRANSPORT_FRAME_H
 #define PERIGEE_TRANSPORT_FRAME_H
@@ -53,6 +54,8 @@ typedef struct perigee__frame {
 void perigee__frame_encode(const perigee__frame *frame, uint8_t out[PERIGEE_FRAME_SIZE]);
 /** EPROTO naming the field when the header is none of ours or a length is beyond what its type may have. */
 int perigee__frame_decode(const uint8_t in[PERIGEE_FRAME_SIZE], perigee__frame *frame);
+/** EPROTO when the length is beyond what the type may have. */
+int perigee__frame_check(const perigee__frame *frame);
 
 #ifdef PERIGEE_HOSTILE
 enum {
@@ -60,7 +63,9 @@ enum {
   PERIGEE_CHUNK = 300,
   PERIGEE_PULL_MIN = 100,
   PERIGEE_CREDIT = 1024,
-  PERIGEE_RING_BYTES = 256
+  PERIGEE_RING_BYTES = 256,
+  PERIGEE_RING_SLOTS = 2,
+  PERIGEE_SLOT_MAX = 64
 };
 #else
 enum {
@@ -70,7 +75,9 @@ enum {
       16
       << 10, /* from here on announced to a rank that can read our memory, however much credit there is */
   PERIGEE_CREDIT = 1 << 20,     /* unexpected eager bytes one peer may have with us */
-  PERIGEE_RING_BYTES = 64 << 10 /* one direction of one pair of ranks */
+  PERIGEE_RING_BYTES = 64 << 10, /* one direction of one pair of ranks */
+  PERIGEE_RING_SLOTS = 128,
+  PERIGEE_SLOT_MAX = 4 << 10 /* payload of a slot: larger ones are copied in and out at the same time */
 };
 #endif
 

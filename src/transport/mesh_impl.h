@@ -12,8 +12,8 @@
  *
  * Lock: everything here under the lock of mesh->loop (rank MESH), unless said otherwise.
  *
- * No recursion: what handles a frame, an event or a call of the owner never writes to a stream and never declares a death by itself.
- * It queues frames (perigee__channel_queue) and marks peers as lost (perigee__peer_lost); both put the peer in mesh->dirty, and
+ * No recursion: what handles a frame, an event or a call of the owner never writes to a stream (a slot of a ring apart, which cannot
+ * fail) and never declares a death by itself. It queues frames (perigee__channel_queue) and marks peers as lost (perigee__peer_lost); both put the peer in mesh->dirty, and
  * perigee__settle works that list off, one peer after the other, from the hooks of the loop: on each pass, before sleeping and
  * before the lock is given up. So lists of transfers do not change under whoever walks over them.
  */

@@ -22,6 +22,8 @@ typedef struct raw_peer {
   perigee__transport transport;
   int uds, tcp, port;
   perigee__ring_stream ring;
+  uint8_t slot[PERIGEE_FRAME_SIZE + PERIGEE_SLOT_MAX]; /* the last slot, as it would be in the stream */
+  size_t slot_at, slot_end;                            /* what is not yet read of it */
 } raw_peer;
 
 static inline void raw_kick(void *arg) {
@@ -113,11 +115,32 @@ static inline void raw_write(raw_peer *raw, const void *data, size_t size) {
   }
 }
 
+/* Bytes of the ring; a frame that comes in a slot looks as if it had come in the stream. */
+static inline ssize_t raw_read_ring(raw_peer *raw, void *data, size_t size) {
+  perigee__slot slot;
+  if (raw->slot_at == raw->slot_end) {
+    int rc = perigee__ring_peek_slot(&raw->ring, &slot);
+    CHECK(rc >= 0);
+    if (rc == 0)
+      return raw->ring.stream.ops->read(&raw->ring.stream, data, size);
+    size_t n = slot.frame.type == PERIGEE_FRAME_EAGER ? (size_t)slot.frame.length : 0;
+    perigee__frame_encode(&slot.frame, raw->slot);
+    perigee__ring_take_slot(&raw->ring, &slot, raw->slot + PERIGEE_FRAME_SIZE, n);
+    raw->slot_at = 0;
+    raw->slot_end = PERIGEE_FRAME_SIZE + n;
+  }
+  size_t there = raw->slot_end - raw->slot_at;
+  size = size < there ? size : there;
+  memcpy(data, raw->slot + raw->slot_at, size);
+  raw->slot_at += size;
+  return (ssize_t)size;
+}
+
 static inline void raw_read(raw_peer *raw, void *data, size_t size) {
   int64_t until = patience();
   for (size_t at = 0; at < size;) {
     ssize_t n = raw->transport == PERIGEE_TRANSPORT_SHM
-                    ? raw->ring.stream.ops->read(&raw->ring.stream, (uint8_t *)data + at, size - at)
+                    ? raw_read_ring(raw, (uint8_t *)data + at, size - at)
                     : recv(raw->tcp, (uint8_t *)data + at, size - at, 0);
     CHECK(n > 0 || n == -EAGAIN);
     CHECK(!perigee__passed(until));
