@@ -6,7 +6,7 @@
  *   sleeping  who is (about to be) in epoll with the lock: 0 nobody, CALLER, or IO.
  *   drivers   threads between driver_enter and driver_leave. The I/O thread looks at it after it has set `sleeping`, a driver that
  *             did not get the lock looks at `sleeping` after it has counted itself (loop_nudge).
- *   drives    changes when a driver leaves and when the I/O thread was in somebody's way: callers are busy then and it naps on.
+ *   drives    changes when a driver leaves, in loop_used, and when the I/O thread was in somebody's way: callers are busy then and it naps on.
  *   parked    the I/O thread sleeps longer than a nap, because drivers have been there for a while; driver_leave wakes it.
  * Kicks go through uv_async_send, which is safe from any thread and coalesces.
  */
@@ -145,6 +145,12 @@ void perigee__loop_driver_leave(perigee__loop *loop) {
     perigee__futex_wake(&loop->drives, 1, false);
 }
 
+void perigee__loop_used(perigee__loop *loop) {
+  /* No read-modify-write: that it mostly changes is enough. And no wake-up: while the I/O thread is parked there is a driver. */
+  uint32_t drives = atomic_load_explicit(&loop->drives, memory_order_relaxed);
+  atomic_store_explicit(&loop->drives, drives + 1, memory_order_relaxed);
+}
+
 void perigee__loop_set_hooks(perigee__loop *loop, const perigee__loop_hooks *hooks) {
   perigee__loop_lock(loop);
   loop->hooks = *hooks;
@@ -153,6 +159,16 @@ void perigee__loop_set_hooks(perigee__loop *loop, const perigee__loop_hooks *hoo
 
 bool perigee__loop_on_io_thread(const perigee__loop *loop) {
   return pthread_equal(pthread_self(), loop->io_thread) != 0;
+}
+
+/* Callers who use the loop without driving it (loop_used) do not sleep, but do not do all that a driver does either. */
+static void look_in(perigee__loop *loop) PERIGEE_NO_TSA {
+  if (atomic_load(&loop->drivers) > 0 || perigee__loop_wanted(loop) ||
+      !perigee__trylock(&loop->mutex))
+    return;
+  if (!atomic_load(&loop->stopping))
+    perigee__loop_poll(loop);
+  perigee__loop_unlock(loop);
 }
 
 /* While callers drive, or have done so since the last look, the I/O thread keeps out of their way. */
@@ -176,6 +192,7 @@ static void *io_main(void *arg) PERIGEE_NO_TSA {
     if (drives != seen || atomic_load(&loop->drivers) > 0) {
       seen = drives;
       nap(loop, drives, quiet);
+      look_in(loop);
     } else if (perigee__loop_wanted(loop)) {
       perigee__loop_give_way(loop);
     } else {

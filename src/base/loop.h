@@ -50,6 +50,10 @@ void perigee__loop_kick(perigee__loop *loop);
 void perigee__loop_driver_enter(perigee__loop *loop);
 void perigee__loop_driver_leave(perigee__loop *loop);
 
+/** Lock held, by a thread that does a part of what drivers do and has not said so: the I/O thread stays out of the way, and looks at
+ *  everything once in a nap. */
+void perigee__loop_used(perigee__loop *loop);
+
 /** What the owner of a loop adds to it. All may be NULL; set before the loop is shared. */
 typedef struct perigee__loop_hooks {
   /** Lock held, on every pass of whoever drives. sleep: the pass is about to sleep (arrange to be woken). Returns true when it did

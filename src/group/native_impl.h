@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/clock.h"
 #include "coll/coll.h"
 #include "group/group.h"
 #include "group/native.h"
@@ -95,6 +96,15 @@ int perigee__native_submit_p2p(perigee__native *native, const perigee_request *r
                                perigee_work **work_p);
 int perigee__native_run_p2p(perigee__native *native, const perigee_request *req,
                             perigee_error *error);
+
+/** Deadline of a request made at that time. */
+static inline int64_t perigee__native_deadline_from(const perigee__native *native,
+                                                    const perigee_request *req, int64_t now_ns) {
+  int64_t timeout = req->timeout_ns == PERIGEE_TIMEOUT_DEFAULT
+                        ? atomic_load_explicit(&native->timeout_ns, memory_order_relaxed)
+                        : req->timeout_ns;
+  return timeout < 0 || timeout >= PERIGEE_NEVER - now_ns ? PERIGEE_NEVER : now_ns + timeout;
+}
 
 static inline int64_t perigee__native_deadline(const perigee__native *native,
                                                const perigee_request *req) {

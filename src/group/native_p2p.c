@@ -3,6 +3,8 @@
  *
  * A message carries a fingerprint (dtype, elements). A receive of another dtype or size is an EMISMATCH that names both sides;
  * its buffer is then unspecified. A message that times out is taken back and does not fail the group.
+ *
+ * A message that can be sent, or has come, when it is posted is over then: its work is made as one that has ended.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -18,9 +20,8 @@ typedef struct p2p_op {
   perigee_work work;       /* first: ops->free gets it */
   perigee__native *native; /* one reference */
   perigee__xfer xfer;
-  int64_t deadline_ns;
-  _Atomic bool late;     /* the deadline service took it back; seen by on_done, which runs after */
-  _Atomic uint32_t look; /* changes when who drives should come out; seq_cst with driving */
+  int peer;                 /* rank of the group; -1: any */
+  _Atomic uint32_t look;    /* changes when who drives should come out; seq_cst with driving */
   _Atomic uint32_t driving; /* threads inside p2p_drive */
 } p2p_op;
 
@@ -37,17 +38,17 @@ static const perigee_tensor *tensor_of(const perigee_request *req) {
   return req->op == PERIGEE_OP_SEND ? req->in.v[0] : req->out.v[0];
 }
 
-static void post(perigee__native *native, const perigee_request *req, perigee__xfer *xfer) {
+/* Returns whether it has ended. */
+static bool post(perigee__native *native, const perigee_request *req, perigee__xfer *xfer) {
   const perigee_tensor *t = tensor_of(req);
   const perigee__key key = {
       .group = native->fate.group, .tag = (uint64_t)req->tag, .kind = PERIGEE_KEY_P2P};
   int peer = req->op == PERIGEE_OP_RECV_ANYSOURCE ? -1 : native->fate.members[req->peer];
   if (req->op == PERIGEE_OP_SEND)
-    perigee__mesh_send(native->mesh, &native->fate, peer, key, perigee_tensor_data(t),
-                       perigee_tensor_nbytes(t), fingerprint_of(t), xfer);
-  else
-    perigee__mesh_recv(native->mesh, &native->fate, peer, key, perigee_tensor_data(t),
-                       perigee_tensor_nbytes(t), 0, xfer);
+    return perigee__mesh_send(native->mesh, &native->fate, peer, key, perigee_tensor_data(t),
+                              perigee_tensor_nbytes(t), fingerprint_of(t), xfer);
+  return perigee__mesh_recv(native->mesh, &native->fate, peer, key, perigee_tensor_data(t),
+                            perigee_tensor_nbytes(t), 0, xfer);
 }
 
 static int late_error(perigee__native *native, int op, uint64_t seq, int64_t waited_ns, int peer,
@@ -66,8 +67,11 @@ static int late_error(perigee__native *native, int op, uint64_t seq, int64_t wai
 /* What a finished message means: 0 or the error. */
 static int verdict(perigee__native *native, int op, uint64_t seq, const perigee_tensor *t,
                    const perigee__xfer *xfer, perigee_error *error) {
-  int source = xfer->peer >= 0 ? perigee__fate_rank_of(&native->fate, xfer->peer) : -1;
   bool arrived = xfer->status == 0 || xfer->status == PERIGEE_ETRUNC;
+  if (PERIGEE_LIKELY(xfer->status == 0 &&
+                     (op == PERIGEE_OP_SEND || xfer->peer_fp == fingerprint_of(t))))
+    return 0;
+  int source = xfer->peer >= 0 ? perigee__fate_rank_of(&native->fate, xfer->peer) : -1;
   if (op != PERIGEE_OP_SEND && arrived && xfer->peer_fp != fingerprint_of(t)) {
     const perigee__fingerprint theirs = perigee__fingerprint_unpack(xfer->peer_fp);
     perigee__error_set(error, PERIGEE_EMISMATCH,
@@ -75,8 +79,6 @@ static int verdict(perigee__native *native, int op, uint64_t seq, const perigee_
                        perigee_dtype_name((perigee_dtype)theirs.dtype), theirs.count,
                        perigee_dtype_name(perigee_tensor_dtype(t)), perigee_tensor_numel(t));
     perigee__error_add_rank(error, source);
-  } else if (xfer->status == 0) {
-    return 0;
   } else if (perigee__fate_failed(&native->fate)) {
     perigee__fate_error(&native->fate, op, 0, true, error);
   } else {
@@ -119,9 +121,10 @@ int perigee__native_run_p2p(perigee__native *native, const perigee_request *req,
     return rc;
   }
   PERIGEE_TRY(refuse_failed(native, req, error));
+  perigee__xfer xfer = {.waits = true}, *list[] = {&xfer};
+  if (post(native, req, &xfer))
+    return verdict(native, req->op, req->seq, tensor_of(req), &xfer, error);
   int64_t started = perigee__now_ns(), deadline = perigee__native_deadline(native, req);
-  perigee__xfer xfer = {0}, *list[] = {&xfer};
-  post(native, req, &xfer);
   int rc = perigee__mesh_wait(native->mesh, list, 1, &native->fate, deadline);
   if (rc < 0)
     perigee__mesh_cancel(native->mesh, &xfer);
@@ -132,29 +135,26 @@ int perigee__native_run_p2p(perigee__native *native, const perigee_request *req,
 
 /* ---- as works ---------------------------------------------------------------------------------- */
 
-static void p2p_done(perigee__xfer *xfer) {
-  p2p_op *op = PERIGEE_CONTAINER_OF(xfer, p2p_op, xfer);
-  perigee__native *native = op->native;
-  perigee_error error;
-  int rc;
-  if (xfer->status == PERIGEE_ECANCELED && atomic_load(&op->late))
-    rc =
-        late_error(native, op->work.op, op->work.seq, op->deadline_ns - op->work.started_ns,
-                   xfer->peer >= 0 ? perigee__fate_rank_of(&native->fate, xfer->peer) : -1, &error);
-  else
-    rc = verdict(native, op->work.op, op->work.seq, op->work.pinned[0], xfer, &error);
-  int source = rc == 0 && !xfer->is_send ? perigee__fate_rank_of(&native->fate, xfer->peer) : -1;
-  perigee__work_finish(&op->work, rc < 0 ? &error : NULL, source);
-  perigee_work_unref(&op->work); /* the mesh's reference */
+/* What a message that has ended means for its work: 0 or the error, and the rank it came from. */
+static int p2p_outcome(const p2p_op *op, perigee_error *error, int *source_p) {
+  const perigee__xfer *xfer = &op->xfer;
+  const perigee_work *work = &op->work;
+  *source_p = -1;
+  if (xfer->status == PERIGEE_ETIMEDOUT)
+    return late_error(op->native, work->op, work->seq, work->deadline_ns - work->started_ns,
+                      op->peer, error);
+  int rc = verdict(op->native, work->op, work->seq, work->pinned[0], xfer, error);
+  if (rc == 0 && !xfer->is_send)
+    *source_p = op->peer >= 0 ? op->peer : perigee__fate_rank_of(&op->native->fate, xfer->peer);
+  return rc;
 }
 
-static void p2p_late(perigee_work *work) {
-  p2p_op *op = PERIGEE_CONTAINER_OF(work, p2p_op, work);
-  if (!perigee__native_mesh_enter(op->native))
-    return; /* close ends it */
-  atomic_store(&op->late, true);
-  perigee__mesh_cancel(op->native->mesh, &op->xfer);
-  perigee__native_mesh_leave(op->native);
+static void p2p_done(perigee__xfer *xfer) {
+  p2p_op *op = PERIGEE_CONTAINER_OF(xfer, p2p_op, xfer);
+  perigee_error error;
+  int source, rc = p2p_outcome(op, &error, &source);
+  perigee__work_finish(&op->work, rc < 0 ? &error : NULL, source);
+  perigee_work_unref(&op->work); /* the mesh's reference */
 }
 
 static void p2p_drive(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {
@@ -214,25 +214,21 @@ int perigee__native_submit_p2p(perigee__native *native, const perigee_request *r
   p2p_op *op = calloc(1, sizeof(*op));
   if (op == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for a message");
-  op->deadline_ns = perigee__native_deadline(native, req);
-  rc = perigee__work_init(&op->work, &p2p_ops, req, op->deadline_ns);
+  rc = perigee__work_init(&op->work, &p2p_ops, req, PERIGEE_NEVER);
   if (rc < 0) {
     free(op);
     return rc;
   }
+  op->work.deadline_ns = op->xfer.deadline_ns =
+      perigee__native_deadline_from(native, req, op->work.started_ns);
   op->native = perigee__native_ref(native);
+  op->peer = req->op == PERIGEE_OP_RECV_ANYSOURCE ? -1 : req->peer;
   op->xfer.on_done = p2p_done;
+  op->xfer.at_once = true;
   atomic_fetch_add_explicit(&native->unfinished, 1, memory_order_relaxed);
   perigee_work_ref(&op->work); /* the mesh's, dropped by p2p_done */
-  post(native, req, &op->xfer);
-  if (op->deadline_ns != PERIGEE_NEVER) {
-    rc = perigee__deadline_watch(&op->work, op->deadline_ns, p2p_late);
-    if (rc < 0) {
-      perigee__mesh_cancel(native->mesh, &op->xfer);
-      perigee_work_unref(&op->work);
-      return rc;
-    }
-  }
   *work_p = &op->work;
+  if (post(native, req, &op->xfer))
+    p2p_done(&op->xfer);
   return 0;
 }

@@ -73,9 +73,22 @@ typedef struct end_those {
   const perigee__fate *fate; /* xfers of this fate, or any when NULL */
   int peer;                  /* with this peer, or any when -1 */
   int status;
+  int64_t now_ns;  /* with next_p: only those whose deadline has come ... */
+  int64_t *next_p; /* ... and the earliest deadline of the others; NULL: whatever their deadlines */
 } end_those;
 
+static bool is_late(const end_those *which, const perigee__xfer *xfer) {
+  if (xfer->deadline_ns == 0 || xfer->deadline_ns > which->now_ns) {
+    if (xfer->deadline_ns != 0 && xfer->deadline_ns < *which->next_p)
+      *which->next_p = xfer->deadline_ns;
+    return false;
+  }
+  return true;
+}
+
 static bool concerns(const end_those *which, const perigee__xfer *xfer) {
+  if (which->next_p != NULL && !is_late(which, xfer))
+    return false;
   return (which->fate == NULL || xfer->fate == which->fate) &&
          (which->peer < 0 || xfer->peer == which->peer);
 }
@@ -147,8 +160,16 @@ static void end_xfers(const end_those *which) {
 }
 
 void perigee__end_xfers(perigee__mesh *mesh, const perigee__fate *fate, int peer, int status) {
-  const end_those which = {mesh, fate, peer, status};
+  const end_those which = {.mesh = mesh, .fate = fate, .peer = peer, .status = status};
   end_xfers(&which);
+}
+
+int64_t perigee__end_late(perigee__mesh *mesh, int64_t now_ns) {
+  int64_t next = PERIGEE_NEVER;
+  const end_those which = {
+      .mesh = mesh, .peer = -1, .status = PERIGEE_ETIMEDOUT, .now_ns = now_ns, .next_p = &next};
+  end_xfers(&which);
+  return next;
 }
 
 static void tell_members(perigee__mesh *mesh, const perigee__fate *fate,

@@ -38,6 +38,7 @@ struct perigee__fate {
   int me, n;           /* group-local rank and size */
   int *members;        /* n world ranks by group-local rank; owned; immutable */
   uint8_t *left;       /* n flags: that rank has left the group; owned; under the mesh's lock */
+  bool some_left;      /* any of them; under the mesh's lock */
   perigee_mutex mutex; /* rank FATE: listeners, error while state is 1 */
   perigee_error error; /* first cause */
   struct {

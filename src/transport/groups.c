@@ -89,6 +89,7 @@ static void member_left(perigee__mesh *mesh, perigee__fate *fate, int world_rank
   if (rank < 0 || fate->left[rank])
     return;
   fate->left[rank] = 1;
+  fate->some_left = true;
   perigee__end_xfers(mesh, fate, world_rank, PERIGEE_EPEERCLOSED);
 }
 

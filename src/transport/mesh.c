@@ -57,6 +57,7 @@ int perigee__mesh_alloc(int rank, int nranks, perigee__transport transport,
     free(mesh);
     return rc;
   }
+  perigee__xfer_timer_init(mesh);
   const perigee__loop_hooks hooks = {perigee__mesh_prepare, perigee__mesh_collect,
                                      perigee__mesh_deliver, mesh};
   perigee__loop_set_hooks(mesh->loop, &hooks);

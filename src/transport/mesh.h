@@ -124,13 +124,20 @@ typedef struct perigee__xfer {
       struct perigee__xfer
           *xfer); /* or NULL; set before posting. Called once on the thread that ended it, no lock
                                                   held; it may free the xfer. A xfer with on_done is not waited for by `done` */
+  bool
+      at_once; /* with on_done: an end within the call that posts is told by what that returns, not by on_done */
+  bool waits; /* receive: the caller waits for it next, so the call may poll a moment by itself */
+  int64_t
+      deadline_ns; /* with on_done: it ends with ETIMEDOUT then, whoever drives; 0 or PERIGEE_NEVER: never */
   /* out */
   _Atomic uint32_t done; /* 0 -> 1, release; acquire by the waiter */
-  int status; /* 0, or the code: EPEERDEAD EPEERCLOSED EMISMATCH ETRUNC ECANCELED EABORTED ECLOSED EUNREACH */
+  int status; /* 0, or the code: EPEERDEAD EPEERCLOSED EMISMATCH ETRUNC ECANCELED EABORTED ECLOSED EUNREACH
+                 ETIMEDOUT (deadline_ns) */
   size_t received;  /* bytes of the message (may exceed size with ETRUNC) */
   uint64_t peer_fp; /* fingerprint that came with the message */
   /* the mesh's own */
   uint32_t phase;
+  bool posting; /* inside the call that posts */
   uint64_t id;
   size_t moved;
   uint64_t remote; /* where it is read from (pull.c) */
@@ -140,11 +147,11 @@ typedef struct perigee__xfer {
  * Post a message. Never waits; buf is borrowed until done. Messages to one peer with one key arrive in the order posted. A message
  * that is small enough is sent without asking and kept by the receiver until it is wanted, within a budget per peer; a larger
  * one, or one beyond the budget, announces itself and its data moves when the receiver has posted its buffer, straight into it.
- * Posting never fails by return value: an error ends the xfer (status).
+ * Posting never fails by return value: an error ends the xfer (status). Returns whether it has ended within the call, well or not.
  */
-void perigee__mesh_send(perigee__mesh *mesh, perigee__fate *fate, int peer, perigee__key key,
+bool perigee__mesh_send(perigee__mesh *mesh, perigee__fate *fate, int peer, perigee__key key,
                         const void *buf, size_t size, uint64_t fp, perigee__xfer *xfer);
-void perigee__mesh_recv(perigee__mesh *mesh, perigee__fate *fate, int peer, perigee__key key,
+bool perigee__mesh_recv(perigee__mesh *mesh, perigee__fate *fate, int peer, perigee__key key,
                         void *buf, size_t size, uint64_t expected_fp, perigee__xfer *xfer);
 
 /**

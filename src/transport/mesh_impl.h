@@ -187,7 +187,9 @@ struct perigee__mesh {
   uv_timer_t
       sweep; /* drops strangers that take too long, dials again, ends those whose stream does not end */
   bool sweep_inited;
-  bool armed; /* the rings ask for kicks */
+  uv_timer_t late; /* runs at late_ns */
+  int64_t late_ns; /* no xfer's deadline_ns is before; PERIGEE_NEVER: none has one */
+  bool armed;      /* the rings ask for kicks */
   bool
       ended; /* a xfer without on_done has ended since the lock was taken: its waiter may be standing by */
   bool closing;
@@ -267,6 +269,8 @@ void perigee__channel_purge(perigee__peer *peer, int status);
 void perigee__channel_drop_unfinished(perigee__peer *peer);
 
 /* message.c */
+/** Set up mesh->late. */
+void perigee__xfer_timer_init(perigee__mesh *mesh);
 void perigee__xfer_end(perigee__mesh *mesh, perigee__xfer *xfer, int status);
 
 /* fail.c */
@@ -284,6 +288,8 @@ void perigee__fail_locked(perigee__mesh *mesh, perigee__fate *fate, const perige
 void perigee__fail_by_record(perigee__mesh *mesh, perigee__fate *fate,
                              const uint8_t record[PERIGEE_ABORT_SIZE]);
 void perigee__fail_by_death(perigee__peer *peer, perigee__fate *fate, const char *how);
+/** End those whose deadline has come with ETIMEDOUT. Returns the earliest of the others, PERIGEE_NEVER when there is none. */
+int64_t perigee__end_late(perigee__mesh *mesh, int64_t now_ns);
 /** End the xfers of a fate (NULL: whichever) with a peer (-1: whichever). */
 void perigee__end_xfers(perigee__mesh *mesh, const perigee__fate *fate, int peer, int status);
 

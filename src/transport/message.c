@@ -3,16 +3,25 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/clock.h"
+#include "base/futex.h"
 #include "transport/mesh_impl.h"
+
+/* Looks at a ring of who waits: without PAUSE for about twice as long as a line takes to come over, then with it for a few us. */
+enum {
+  BARE_POLLS = 100,
+  POLLS = 150
+};
 
 void perigee__xfer_end(perigee__mesh *mesh, perigee__xfer *xfer, int status) {
   xfer->status = status;
   xfer->phase = PERIGEE_XFER_DONE;
-  if (xfer->on_done != NULL) {
+  if (xfer->on_done != NULL && !(xfer->at_once && xfer->posting)) {
     perigee__list_append(&mesh->completed, &xfer->node); /* called when the lock is dropped */
     return;
   }
-  mesh->ended = true;
+  if (!xfer->posting) /* else its waiter is the caller */
+    mesh->ended = true;
   atomic_store_explicit(&xfer->done, 1,
                         memory_order_release); /* the waiter acquires; not touched after */
 }
@@ -30,6 +39,8 @@ static void start(perigee__xfer *xfer, perigee__fate *fate, int peer, perigee__k
   xfer->received = 0;
   xfer->peer_fp = 0;
   xfer->id = 0;
+  xfer->posting = true;
+  xfer->phase = 0;
   atomic_store_explicit(&xfer->done, 0, memory_order_relaxed);
 }
 
@@ -74,11 +85,55 @@ static int gone(const perigee__mesh *mesh, const perigee__fate *fate, int peer) 
     return PERIGEE_EPEERDEAD;
   if (mesh->peers[peer].closed)
     return PERIGEE_EPEERCLOSED;
-  int member = fate != NULL ? perigee__fate_rank_of(fate, peer) : -1;
+  int member = fate != NULL && fate->some_left ? perigee__fate_rank_of(fate, peer) : -1;
   return member >= 0 && fate->left[member] ? PERIGEE_EPEERCLOSED : 0;
 }
 
-void perigee__mesh_send(perigee__mesh *mesh, perigee__fate *fate, int peer, perigee__key key,
+/* ---- deadlines --------------------------------------------------------------------------------- */
+
+static void on_late(uv_timer_t *timer);
+
+/* Have the timer run at mesh->late_ns. */
+static void set_timer(perigee__mesh *mesh) {
+  uv_update_time(perigee__loop_uv(mesh->loop));
+  int64_t left = perigee__time_left(mesh->late_ns);
+  /* Rounded up: nothing ends early. */
+  uv_timer_start(&mesh->late, on_late, (uint64_t)(left / PERIGEE_NS_PER_MS + 1), 0);
+}
+
+static void on_late(uv_timer_t *timer) {
+  perigee__mesh *mesh = timer->data;
+  mesh->late_ns = perigee__end_late(mesh, perigee__now_ns());
+  if (mesh->late_ns != PERIGEE_NEVER)
+    set_timer(mesh);
+}
+
+void perigee__xfer_timer_init(perigee__mesh *mesh) {
+  mesh->late_ns = PERIGEE_NEVER;
+  perigee__loop_lock(mesh->loop);
+  uv_timer_init(perigee__loop_uv(mesh->loop), &mesh->late);
+  mesh->late.data = mesh;
+  perigee__loop_unlock(mesh->loop);
+}
+
+/* ---- posting ----------------------------------------------------------------------------------- */
+
+/* The last of a call that posts, and that gives up the lock. */
+static bool posted(perigee__mesh *mesh, perigee__xfer *xfer) {
+  bool ended = xfer->phase == PERIGEE_XFER_DONE;
+  bool timed = !ended && xfer->on_done != NULL && xfer->deadline_ns != 0;
+  xfer->posting = false;
+  /* Deadlines mostly come in order: the timer is set for the first of many, and finds the next by looking at all. */
+  if (timed && xfer->deadline_ns < mesh->late_ns) {
+    mesh->late_ns = xfer->deadline_ns;
+    set_timer(mesh);
+  }
+  perigee__loop_used(mesh->loop);
+  perigee__loop_unlock(mesh->loop);
+  return ended;
+}
+
+bool perigee__mesh_send(perigee__mesh *mesh, perigee__fate *fate, int peer, perigee__key key,
                         const void *buf, size_t size, uint64_t fp, perigee__xfer *xfer) {
   start(xfer, fate, peer, key, (void *)(uintptr_t)buf, size, fp);
   xfer->is_send = true;
@@ -92,10 +147,38 @@ void perigee__mesh_send(perigee__mesh *mesh, perigee__fate *fate, int peer, peri
     send_to_self(mesh, xfer);
   else
     perigee__channel_send(&mesh->peers[peer], xfer);
-  perigee__loop_unlock(mesh->loop);
+  return posted(mesh, xfer);
 }
 
-void perigee__mesh_recv(perigee__mesh *mesh, perigee__fate *fate, int peer, perigee__key key,
+/*
+ * Take what is in the ring that the message must come over: then it need not wait for somebody who drives, and its post and its end are
+ * one call. Who is going to wait for it anyway polls a moment; that is not worth more than a few times a message's way, because
+ * wait.c knows better how to wait.
+ */
+static void poll_ring(perigee__mesh *mesh, perigee__peer *peer, const perigee__xfer *xfer) {
+  bool waits = xfer->waits && mesh->spins_at_all;
+  if (!perigee__list_empty(&mesh->dirty))
+    perigee__settle(mesh);
+  for (int i = 0; xfer->phase == PERIGEE_XFER_POSTED; i++) {
+    if (peer->chan.stream != &peer->ring.stream)
+      return;
+    if (perigee__ring_ready(&peer->ring)) {
+      perigee__channel_pump(peer);
+      perigee__pull_some(mesh);
+      if (peer->ring.stuck)
+        perigee__peer_mark(peer);
+      if (xfer->phase != PERIGEE_XFER_POSTED || !perigee__list_empty(&mesh->dirty))
+        return;
+    }
+    if (!waits || i == POLLS || perigee__loop_wanted(mesh->loop) ||
+        !perigee__list_empty(&mesh->completed))
+      return;
+    if (i >= BARE_POLLS)
+      perigee__cpu_relax();
+  }
+}
+
+bool perigee__mesh_recv(perigee__mesh *mesh, perigee__fate *fate, int peer, perigee__key key,
                         void *buf, size_t size, uint64_t expected_fp, perigee__xfer *xfer) {
   start(xfer, fate, peer, key, buf, size, expected_fp);
   xfer->is_send = false;
@@ -116,8 +199,10 @@ void perigee__mesh_recv(perigee__mesh *mesh, perigee__fate *fate, int peer, peri
     /* Who waits for somebody is connected to it, and so sees it die or leave. */
     if (peer >= 0 && peer != mesh->rank && mesh->peers[peer].chan.stream == NULL)
       perigee__link_dial(&mesh->peers[peer]);
+    else if (peer >= 0 && peer != mesh->rank)
+      poll_ring(mesh, &mesh->peers[peer], xfer);
   }
-  perigee__loop_unlock(mesh->loop);
+  return posted(mesh, xfer);
 }
 
 void perigee__mesh_cancel(perigee__mesh *mesh, perigee__xfer *xfer) {

@@ -20,7 +20,8 @@
 
 enum {
   YIELDS = 20,
-  LOOP_EVERY = 32,
+  BARE_POLLS = 48, /* before the first look at the clock */
+  LOOP_EVERY = 64,
   LINKS_POLLED = 3,
   PROBE_EVERY = 32, /* waits */
   LENT_BYTES_PER_NS =
@@ -165,6 +166,8 @@ static bool spin(perigee__mesh *mesh, perigee__wait_fn done, void *arg, const pe
       mesh->spin_ns = SPIN_NS;
       return true;
     }
+    if (i <= BARE_POLLS && mesh->spins_at_all)
+      continue;
     if (!mesh->spins_at_all) {
       if (i == YIELDS)
         return false;
