@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -157,6 +158,19 @@ static void p2p_done(perigee__xfer *xfer) {
   perigee_work_unref(&op->work); /* the mesh's reference */
 }
 
+/* It has ended within its post. */
+static void p2p_at_once(p2p_op *op) {
+  perigee_error error;
+  int source, rc = p2p_outcome(op, &error, &source);
+  if (PERIGEE_LIKELY(rc == 0)) {
+    perigee__work_born_done(&op->work, source);
+    atomic_fetch_sub_explicit(&op->native->unfinished, 1, memory_order_relaxed);
+  } else {
+    perigee__work_finish(&op->work, &error, source);
+  }
+  perigee_work_unref(&op->work); /* the mesh's reference */
+}
+
 static void p2p_drive(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {
   p2p_op *op = PERIGEE_CONTAINER_OF(work, p2p_op, work);
   if (!perigee__native_mesh_enter(op->native)) {
@@ -211,9 +225,10 @@ int perigee__native_submit_p2p(perigee__native *native, const perigee_request *r
   int rc = refuse_failed(native, req, &error);
   if (rc < 0)
     return perigee__fail_with(&error);
-  p2p_op *op = calloc(1, sizeof(*op));
+  p2p_op *op = malloc(sizeof(*op));
   if (op == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for a message");
+  memset(&op->work + 1, 0, sizeof(*op) - sizeof(op->work));
   rc = perigee__work_init(&op->work, &p2p_ops, req, PERIGEE_NEVER);
   if (rc < 0) {
     free(op);
@@ -229,6 +244,6 @@ int perigee__native_submit_p2p(perigee__native *native, const perigee_request *r
   perigee_work_ref(&op->work); /* the mesh's, dropped by p2p_done */
   *work_p = &op->work;
   if (post(native, req, &op->xfer))
-    p2p_done(&op->xfer);
+    p2p_at_once(op);
   return 0;
 }

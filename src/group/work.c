@@ -34,7 +34,7 @@ static int pin(perigee_work *work, const perigee_request *req) {
   uint32_t n = req->out.n + req->in.n;
   if (n == 0)
     return 0;
-  work->pinned = perigee__calloc(n, sizeof(perigee_tensor *));
+  work->pinned = n == 1 ? &work->pinned_one : perigee__calloc(n, sizeof(perigee_tensor *));
   if (work->pinned == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for a work with %u tensors", n);
   for (uint32_t i = 0; i < req->out.n; i++)
@@ -68,7 +68,8 @@ int perigee__work_init(perigee_work *work, const perigee__work_ops *ops, const p
 void perigee__work_fini(perigee_work *work) {
   for (uint32_t i = 0; i < work->n_pinned; i++)
     perigee_tensor_unref(work->pinned[i]);
-  free(work->pinned);
+  if (work->pinned != &work->pinned_one)
+    free(work->pinned);
   free(work->error);
   if (work->value_drop != NULL)
     work->value_drop(work->value);
@@ -250,6 +251,12 @@ bool perigee__work_finish(perigee_work *work, const perigee_error *error, int so
   tell_ended(observers);
   perigee_work_unref(work);
   return true;
+}
+
+void perigee__work_born_done(perigee_work *work, int source_rank) {
+  work->source_rank = source_rank;
+  work->finished_ns = work->started_ns;
+  atomic_store_explicit(&work->state, FINAL + PERIGEE_WORK_DONE, memory_order_release);
 }
 
 int perigee_work_on_done(perigee_work *work, perigee_work_cb cb, void *arg) {

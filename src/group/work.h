@@ -71,6 +71,7 @@ struct perigee_work {
       slack_ns; /* part of deadline_ns that nobody asked for; set before the deadline service knows the work */
   perigee_tensor *
       *pinned; /* tensors of the request: outputs first, then inputs; one reference each */
+  perigee_tensor *pinned_one; /* what pinned points to when there is one */
   uint32_t n_pinned;
   perigee_tensors outputs; /* points into pinned */
   perigee_error *error;    /* NULL unless failed */
@@ -96,6 +97,9 @@ void perigee__work_fini(perigee_work *work);
 
 /** End it: error NULL is success. source_rank: -1 unless a receive. Runs the callbacks. True when this call ended it. */
 bool perigee__work_finish(perigee_work *work, const perigee_error *error, int source_rank);
+
+/** As finish with success, for a work that nobody but its maker has seen: nobody is told. It has ended when it was started. */
+void perigee__work_born_done(perigee_work *work, int source_rank);
 
 /** Tell o of the work's end: once, on the thread that ends it, or before this returns when it has ended. No lock may be held. */
 void perigee__work_observe(perigee_work *work, perigee__observer *o);

@@ -78,6 +78,8 @@ typedef struct end_those {
 } end_those;
 
 static bool is_late(const end_those *which, const perigee__xfer *xfer) {
+  if (xfer->on_done == NULL)
+    return false; /* who waits for it looks at the time */
   if (xfer->deadline_ns == 0 || xfer->deadline_ns > which->now_ns) {
     if (xfer->deadline_ns != 0 && xfer->deadline_ns < *which->next_p)
       *which->next_p = xfer->deadline_ns;
