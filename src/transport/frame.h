@@ -74,10 +74,11 @@ enum {
   PERIGEE_PULL_MIN =
       16
       << 10, /* from here on announced to a rank that can read our memory, however much credit there is */
-  PERIGEE_CREDIT = 1 << 20,     /* unexpected eager bytes one peer may have with us */
+  PERIGEE_CREDIT = 1 << 20,      /* unexpected eager bytes one peer may have with us */
   PERIGEE_RING_BYTES = 64 << 10, /* one direction of one pair of ranks */
   PERIGEE_RING_SLOTS = 128,
-  PERIGEE_SLOT_MAX = 4 << 10 /* payload of a slot: larger ones are copied in and out at the same time */
+  PERIGEE_SLOT_MAX =
+      4 << 10 /* payload of a slot: larger ones are copied in and out at the same time */
 };
 #endif
 

@@ -22,8 +22,9 @@ typedef struct raw_peer {
   perigee__transport transport;
   int uds, tcp, port;
   perigee__ring_stream ring;
-  uint8_t slot[PERIGEE_FRAME_SIZE + PERIGEE_SLOT_MAX]; /* the last slot, as it would be in the stream */
-  size_t slot_at, slot_end;                            /* what is not yet read of it */
+  uint8_t
+      slot[PERIGEE_FRAME_SIZE + PERIGEE_SLOT_MAX]; /* the last slot, as it would be in the stream */
+  size_t slot_at, slot_end;                        /* what is not yet read of it */
 } raw_peer;
 
 static inline void raw_kick(void *arg) {

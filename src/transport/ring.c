@@ -132,7 +132,8 @@ static ssize_t ring_read(perigee__stream *stream, void *buf, size_t size) {
 /* ---- slots ------------------------------------------------------------------------------------- */
 
 enum {
-  AHEAD = 4 /* slots: the reader has had their lines since; so many sends take longer than fetching one */
+  AHEAD =
+      4 /* slots: the reader has had their lines since; so many sends take longer than fetching one */
 };
 
 /* Where payload that is not in the line begins. */

@@ -73,14 +73,14 @@ typedef struct perigee__ring_stream {
   void *base;
   uint64_t out_head, in_tail; /* own positions: never read back from shared memory */
   uint64_t seen_tail,
-      seen_head;           /* the other side's, when we looked last: looking costs a cache miss */
-  uint64_t in_base;        /* in_tail after the last bytes that were no slot's: head is not behind it */
+      seen_head;    /* the other side's, when we looked last: looking costs a cache miss */
+  uint64_t in_base; /* in_tail after the last bytes that were no slot's: head is not behind it */
   uint32_t out_slot, in_slot; /* slots written and read so far */
   uint32_t seen_slots;        /* slots_read of the other side, when we looked last */
-  uint64_t probe;          /* what the own face points to */
-  int readable;            /* the peer's memory: 1 yes, -1 no, 0 not tried */
-  bool stuck;              /* writev found no room and the mesh wants to know */
-  void (*kick)(void *arg); /* wake the peer */
+  uint64_t probe;             /* what the own face points to */
+  int readable;               /* the peer's memory: 1 yes, -1 no, 0 not tried */
+  bool stuck;                 /* writev found no room and the mesh wants to know */
+  void (*kick)(void *arg);    /* wake the peer */
   void *kick_arg;
 } perigee__ring_stream;
 

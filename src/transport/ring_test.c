@@ -170,6 +170,115 @@ static void kicks_only_who_sleeps(void **state) {
   pair_close(ends);
 }
 
+/* ---- slots ------------------------------------------------------------------------------------- */
+
+static perigee__frame eager_of(size_t length, uint64_t tag) {
+  return (perigee__frame){.type = PERIGEE_FRAME_EAGER, .kind = 1, .tag = tag, .length = length};
+}
+
+/* The next message, which must be number `tag` of that size: from a slot, or from the stream, where it is as many bytes. */
+static void expect_message(end *e, size_t length, uint64_t tag, bool slot) {
+  uint8_t buf[PERIGEE_SLOT_MAX];
+  perigee__slot found;
+  int rc = perigee__ring_peek_slot(&e->rs, &found);
+  assert_int_equal(rc, slot);
+  if (slot) {
+    assert_int_equal(found.frame.tag, tag);
+    assert_int_equal(found.frame.length, length);
+    perigee__ring_take_slot(&e->rs, &found, buf, length);
+  } else {
+    assert_int_equal(get(e, buf, length), length); /* all of it, and nothing of what comes next */
+  }
+  assert_true(is_filled(buf, length, tag));
+}
+
+/* Messages in slots and as bytes, up to `ahead` of them on their way: one sequence. */
+static void slots_and_stream_are_one_sequence(void **state) {
+  (void)state;
+  static const size_t sizes[] = {1, 8, 24, 25, 40, 63, 64};
+  enum {
+    AHEAD = 3,
+    COUNT = 3000
+  };
+  end ends[2];
+  bool in_slot[COUNT];
+  int used = 0;
+  pair_open(ends);
+  for (int i = 0, taken = 0; taken < COUNT;) {
+    size_t length = sizes[(size_t)(i * 5 + i / 9) % PERIGEE_COUNT(sizes)];
+    if (i < COUNT && i - taken < AHEAD) {
+      uint8_t data[64];
+      perigee__frame frame = eager_of(length, (uint64_t)i);
+      fill(data, length, (uint64_t)i);
+      in_slot[i] = i % 3 != 2 && perigee__ring_put_slot(&ends[0].rs, &frame, data);
+      if (in_slot[i] || put(&ends[0], data, length) == (ssize_t)length) {
+        used += in_slot[i];
+        i++;
+        continue;
+      }
+    }
+    length = sizes[(size_t)(taken * 5 + taken / 9) % PERIGEE_COUNT(sizes)];
+    assert_true(perigee__ring_ready(&ends[1].rs));
+    expect_message(&ends[1], length, (uint64_t)taken, in_slot[taken]);
+    taken++;
+  }
+  assert_false(perigee__ring_ready(&ends[1].rs));
+  assert_true(used > COUNT / 3);
+  pair_close(ends);
+}
+
+static void slots_run_out(void **state) {
+  (void)state;
+  end ends[2];
+  const uint64_t word = 7;
+  pair_open(ends);
+  for (int round = 0; round < 3; round++) {
+    for (int i = 0; i < PERIGEE_RING_SLOTS; i++) {
+      perigee__frame frame = eager_of(8, (uint64_t)i);
+      assert_true(perigee__ring_put_slot(&ends[0].rs, &frame, &word));
+    }
+    perigee__frame more = eager_of(8, 99);
+    assert_false(perigee__ring_put_slot(&ends[0].rs, &more, &word));
+    for (int i = 0; i < PERIGEE_RING_SLOTS; i++) {
+      perigee__slot found;
+      uint64_t got = 0;
+      assert_int_equal(perigee__ring_peek_slot(&ends[1].rs, &found), 1);
+      assert_int_equal(found.frame.tag, i);
+      perigee__ring_take_slot(&ends[1].rs, &found, &got, 8);
+      assert_int_equal(got, word);
+    }
+    assert_false(perigee__ring_ready(&ends[1].rs));
+  }
+  perigee__ring_arm(&ends[1].rs);
+  perigee__frame frame = eager_of(8, 0);
+  assert_true(perigee__ring_put_slot(&ends[0].rs, &frame, &word));
+  assert_int_equal(ends[1].own_bell, 1); /* a sleeper is woken */
+  pair_close(ends);
+}
+
+static void hostile_slots(void **state) {
+  (void)state;
+  for (int what = 0; what < 3; what++) {
+    end ends[2];
+    uint64_t word = 1;
+    perigee__slot found;
+    perigee__frame frame = eager_of(8, 0);
+    pair_open(ends);
+    assert_true(perigee__ring_put_slot(&ends[0].rs, &frame, &word));
+    perigee__ring_slot *slot = &ends[0].rs.out->slots[0];
+    if (what == 0)
+      slot->at = PERIGEE_RING_BYTES + 1;
+    else if (what == 1)
+      slot->type = PERIGEE_FRAME_ABORT;
+    else
+      slot->size = PERIGEE_SLOT_MAX + 1;
+    assert_int_equal(perigee__ring_peek_slot(&ends[1].rs, &found), PERIGEE_EPROTO);
+    if (what == 0)
+      assert_int_equal(get(&ends[1], &word, 8), -EPROTO);
+    pair_close(ends);
+  }
+}
+
 /* Positions that cannot be: refused on both sides, and no byte outside the ring is touched. */
 static void hostile_positions(void **state) {
   (void)state;
@@ -220,9 +329,15 @@ static void memfd_of_too_much(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(stream_of_bytes),       cmocka_unit_test(full_and_empty),
-      cmocka_unit_test(kicks_only_who_sleeps), cmocka_unit_test(hostile_positions),
-      cmocka_unit_test(memfd_of_another_size), cmocka_unit_test(memfd_of_too_much),
+      cmocka_unit_test(stream_of_bytes),
+      cmocka_unit_test(full_and_empty),
+      cmocka_unit_test(kicks_only_who_sleeps),
+      cmocka_unit_test(hostile_positions),
+      cmocka_unit_test(slots_and_stream_are_one_sequence),
+      cmocka_unit_test(slots_run_out),
+      cmocka_unit_test(hostile_slots),
+      cmocka_unit_test(memfd_of_another_size),
+      cmocka_unit_test(memfd_of_too_much),
   };
   return run_all("ring", tests, sizeof(tests) / sizeof(tests[0]));
 }
