@@ -8,6 +8,7 @@ local ops = require "perigee.bench.ops"
 local measure = {}
 
 local MEMORY_CAP = 6.5e9  -- bytes of buffers of all ranks
+local LARGE = 1 << 20     -- bytes of a row that ranks settle after
 local MOST_CALLS = 100000 -- of a row, when the budget decides
 
 -- ---- calls from a Lua loop: what loop.lua's C loops do, through the methods of the group ------------------
@@ -298,7 +299,8 @@ function Run:result(row)
   return r
 end
 
---- Barriers until the kernel has spread the ranks over the cores: those that have just begun share one for a while.
+--- Barriers until the kernel has spread the ranks over the cores: those that have just begun share one for a while, and
+--- so do those that have computed for long, as the check of a large size does.
 function Run:settle()
   local start, n = perigee.clock(), 1
   while self.control:allreduce((perigee.clock() - start) * 1000, { op = "max" }) < self.opts.settle do
@@ -309,9 +311,11 @@ end
 
 --- Run everything; each(result) as soon as a row is known.
 function Run:go(each)
-  self:settle()
+  local before = math.huge -- bytes
   for rep = 1, self.opts.reps do
     for _, row in ipairs(self.rows) do
+      if row.bytes < before and before >= LARGE then self:settle() end
+      before = row.bytes
       self:prepare(row)
       if rep == 1 then row:calibrate() end
       if self.opts.mode == "overlap" then row:overlap() else row:repetition() end
