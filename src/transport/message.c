@@ -158,7 +158,7 @@ bool perigee__mesh_send(perigee__mesh *mesh, perigee__fate *fate, int peer, peri
 static void poll_ring(perigee__mesh *mesh, perigee__peer *peer, const perigee__xfer *xfer) {
   bool waits = xfer->waits && mesh->spins_at_all;
   if (!perigee__list_empty(&mesh->dirty))
-    perigee__settle(mesh);
+    perigee__settle(mesh, false);
   for (int i = 0; xfer->phase == PERIGEE_XFER_POSTED; i++) {
     if (peer->chan.stream != &peer->ring.stream)
       return;
