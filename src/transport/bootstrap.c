@@ -375,8 +375,11 @@ static bool same_machine(const address *a, const address *b) {
 }
 
 static void find_hosts(perigee__mesh *mesh, const address *list) {
+  perigee__loop_lock(mesh->loop);
   for (int r = 0; r < mesh->nranks; r++)
-    mesh->peers[r].near = same_machine(&list[mesh->rank], &list[r]);
+    if (same_machine(&list[mesh->rank], &list[r]))
+      perigee__link_near(&mesh->peers[r]);
+  perigee__loop_unlock(mesh->loop);
   for (int r = 0; r < mesh->nranks; r++)
     for (int *host = &mesh->peers[r].host_of; !same_host(&list[*host], &list[r]);)
       ++*host;

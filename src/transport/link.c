@@ -134,13 +134,12 @@ static bool over_loopback(int fd) {
 static void set_options(int fd, const perigee__peer *peer) {
   static const char reno[] = "reno";
   const int on = 1, idle = 1, interval = 1, count = 2, unacknowledged_ms = 3000;
-  const int unsent = 512 << 10;
+  const int unsent = 512 << 10, unbounded = 0;
   bool near = peer->near || over_loopback(fd);
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
   if (near)
     setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof(reno) - 1);
-  if (!near)
-    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
+  setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, near ? &unbounded : &unsent, sizeof(unsent));
   if (peer->local)
     return;
   setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
@@ -399,6 +398,12 @@ static void stranger_known(perigee__link *link) {
   peer->link = link;
   set_options(link->fd, peer);
   link_up(link);
+}
+
+void perigee__link_near(perigee__peer *peer) {
+  peer->near = true;
+  if (perigee__link_is_up(peer)) /* the peer has learnt the addresses first, and dialled */
+    set_options(peer->link->fd, peer);
 }
 
 static void on_stranger(perigee__link *link) {

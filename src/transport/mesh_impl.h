@@ -230,6 +230,8 @@ void perigee__link_dial(perigee__peer *peer);
 void perigee__link_shutdown(perigee__peer *peer);
 void perigee__link_drop(perigee__peer *peer);
 bool perigee__link_is_up(const perigee__peer *peer);
+/** The peer is on this machine. Under the loop's lock. */
+void perigee__link_near(perigee__peer *peer);
 /** Whether the peer's host has acknowledged all that was written. */
 bool perigee__link_is_drained(const perigee__peer *peer);
 void perigee__link_drop_strangers(perigee__mesh *mesh);
