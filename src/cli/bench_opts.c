@@ -6,7 +6,6 @@
 
 #include <perigee/op.h>
 
-#include "base/alloc.h"
 #include "base/error.h"
 #include "cli/opt_values.h"
 
@@ -29,19 +28,10 @@ static int make_sizes(perigee__bench_opts *o, size_t first, size_t last, double 
   return 0;
 }
 
-static int parse_sizes(perigee__bench_opts *o, const char *list) {
-  char *copy = perigee__strdup(list), *rest = copy;
-  if (copy == NULL)
-    return perigee__fail(PERIGEE_ENOMEM, "no memory for the sizes");
-  int rc = 0;
-  for (char *item; rc == 0 && (item = strsep(&rest, ",")) != NULL;) {
-    size_t bytes = 0;
-    rc = perigee__bytes_parse("--sizes", item, &bytes);
-    if (rc == 0)
-      rc = add_size(o, bytes);
-  }
-  free(copy);
-  return rc;
+static int take_size(const char *word, void *arg) {
+  size_t bytes;
+  PERIGEE_TRY(perigee__bytes_parse("--sizes", word, &bytes));
+  return add_size(arg, bytes);
 }
 
 static int check_op(const char *name) {
@@ -254,7 +244,7 @@ static int take_option(perigee__bench_opts *o, range *r, int option) {
 /* What can be said only when all options are known. */
 static int check_together(perigee__bench_opts *o, const range *r) {
   if (r->list != NULL)
-    PERIGEE_TRY(parse_sizes(o, r->list));
+    PERIGEE_TRY(perigee__each_word(r->list, take_size, o));
   else
     PERIGEE_TRY(make_sizes(o, r->first, r->last, r->factor));
   PERIGEE_TRY(check_reduce(o));

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/error.h"
 #include "base/futex.h"
 
@@ -48,6 +49,17 @@ int perigee__bytes_parse(const char *option, const char *text, size_t *bytes_p) 
                          text);
   *bytes_p = (size_t)(value * scale);
   return 0;
+}
+
+int perigee__each_word(const char *text, int (*take)(const char *word, void *arg), void *arg) {
+  char *copy = perigee__strdup(text), *rest = copy;
+  if (copy == NULL)
+    return perigee__fail(PERIGEE_ENOMEM, "no memory for '%s'", text);
+  int rc = 0;
+  for (char *word; rc == 0 && (word = strsep(&rest, ",")) != NULL;)
+    rc = take(word, arg);
+  free(copy);
+  return rc;
 }
 
 int perigee__count_parse(const char *text, int *n_p) {

@@ -27,6 +27,10 @@ PERIGEE_MUST_CHECK int perigee__count_parse(const char *text, int *n_p);
 PERIGEE_MUST_CHECK int perigee__name_parse(const char *option, const char *text,
                                            const char *const *names, int *index_p);
 
+/** take, for each word between commas; its first error ends it. */
+PERIGEE_MUST_CHECK int perigee__each_word(const char *text,
+                                          int (*take)(const char *word, void *arg), void *arg);
+
 /** Adds to a list that the caller owns; text is borrowed. */
 PERIGEE_MUST_CHECK int perigee__texts_add(char ***list_p, int *n_p, char *text);
 /** The same for -x: NAME=VALUE */

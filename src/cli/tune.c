@@ -94,38 +94,23 @@ static const struct option long_options[] = {{"transport", required_argument, NU
                                              {"help", no_argument, NULL, 'h'},
                                              {NULL, 0, NULL, 0}};
 
-static int take_ranks(tune_opts *o, const char *text) {
-  o->ncounts = 0;
-  for (;;) {
-    char word[16];
-    size_t len = strcspn(text, ",");
-    if (o->ncounts == COUNTS)
-      return perigee__fail(PERIGEE_ELIMIT, "-n: more than %d numbers", COUNTS);
-    snprintf(word, sizeof(word), "%.*s", (int)(len < 15 ? len : 15), text);
-    PERIGEE_TRY(perigee__int_parse("-n", word, 2, PERIGEE__RANKS_MAX, &o->n[o->ncounts++]));
-    if (text[len] == '\0')
-      return 0;
-    text += len + 1;
-  }
+static int take_ranks(const char *word, void *arg) {
+  tune_opts *o = arg;
+  if (o->ncounts == COUNTS)
+    return perigee__fail(PERIGEE_ELIMIT, "-n: more than %d numbers", COUNTS);
+  return perigee__int_parse("-n", word, 2, PERIGEE__RANKS_MAX, &o->n[o->ncounts++]);
 }
 
-static int take_sizes(tune_opts *o, const char *text) {
-  o->nsizes = 0;
-  for (;;) {
-    char word[32];
-    size_t len = strcspn(text, ",");
-    snprintf(word, sizeof(word), "%.*s", (int)(len < 31 ? len : 31), text);
-    if (o->nsizes == SIZES)
-      return perigee__fail(PERIGEE_ELIMIT, "--sizes: more than %d", SIZES);
-    PERIGEE_TRY(perigee__bytes_parse("--sizes", word, &o->sizes[o->nsizes]));
-    if (o->sizes[o->nsizes] < 4 ||
-        (o->nsizes > 0 && o->sizes[o->nsizes] <= o->sizes[o->nsizes - 1]))
-      return perigee__fail(PERIGEE_EINVAL, "--sizes: ascending sizes of 4 and more, not %s", word);
-    o->nsizes++;
-    if (text[len] == '\0')
-      return 0;
-    text += len + 1;
-  }
+static int take_size(const char *word, void *arg) {
+  tune_opts *o = arg;
+  if (o->nsizes == SIZES)
+    return perigee__fail(PERIGEE_ELIMIT, "--sizes: more than %d", SIZES);
+  size_t *size = &o->sizes[o->nsizes];
+  PERIGEE_TRY(perigee__bytes_parse("--sizes", word, size));
+  if (*size < 4 || (o->nsizes > 0 && *size <= size[-1]))
+    return perigee__fail(PERIGEE_EINVAL, "--sizes: ascending sizes of 4 and more, not %s", word);
+  o->nsizes++;
+  return 0;
 }
 
 static int check_ops(const char *list) {
@@ -145,7 +130,8 @@ static int check_ops(const char *list) {
 static int take_option(tune_opts *o, int option) {
   switch (option) {
   case 'n':
-    return take_ranks(o, optarg);
+    o->ncounts = 0;
+    return perigee__each_word(optarg, take_ranks, o);
   case 'o':
     o->out = optarg;
     return 0;
@@ -159,7 +145,8 @@ static int take_option(tune_opts *o, int option) {
     o->ops = optarg;
     return check_ops(optarg);
   case OPT_SIZES:
-    return take_sizes(o, optarg);
+    o->nsizes = 0;
+    return perigee__each_word(optarg, take_size, o);
   case OPT_BUDGET:
     return perigee__int_parse("--budget", optarg, 1, 86400, &o->budget);
   case OPT_TIMEOUT:
