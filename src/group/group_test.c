@@ -6,19 +6,9 @@
 #include "group/closing.h"
 #include "group/work.h"
 
-static perigee_work *submit(perigee_group *group, const perigee_request *req) {
-  perigee_work *work;
-  REQUIRE(perigee_group_submit(group, req, &work) == 0);
-  return work;
-}
 static perigee_request bare(int op) {
   perigee_request req;
   perigee_request_init(&req, op);
-  return req;
-}
-static perigee_request recv_of(perigee_tensor **t, int src) {
-  perigee_request req = request_out_in(PERIGEE_OP_RECV, t, 1, 0, NULL, 0, 0);
-  req.peer = src;
   return req;
 }
 static bool blames(const perigee_error *error, int count, int first) {
@@ -174,7 +164,7 @@ static void aborted(perigee_group *group, void *arg) {
   for (int i = 0; i < PENDING_WORKS; i++) {
     t[i] = f32_of(2, 1);
     perigee_request req =
-        i % 2 ? recv_of(&t[i], (me + 1) % 3) : request_inplace(PERIGEE_OP_ALLREDUCE, &t[i], 1);
+        i % 2 ? recv_of(&t[i], (me + 1) % 3, 0) : request_inplace(PERIGEE_OP_ALLREDUCE, &t[i], 1);
     works[i] = me == 2 && i % 2 == 0 ? NULL : submit(group, &req); /* rank 2 joins no collective */
   }
   pthread_barrier_wait(&how->submitted);
@@ -348,7 +338,7 @@ static void close_while_pending(perigee_group *group, void *arg) {
   int me = perigee_group_rank(group);
   perigee_tensor *t[] = {f32_of(2, 1), f32_of(2, 1)};
   perigee_request reqs[] = {request_inplace(PERIGEE_OP_ALLREDUCE, &t[0], 1),
-                            recv_of(&t[1], me == 0 ? 1 : 0)};
+                            recv_of(&t[1], me == 0 ? 1 : 0, 0)};
   perigee_work *works[2];
   for (int i = 0; i < 2; i++) /* rank 2 does not come to the collective */
     works[i] = me == 2 && i == 0 ? NULL : submit(group, &reqs[i]);
@@ -398,8 +388,8 @@ static void close_under_waiters(perigee_group *group, void *arg) {
   perigee_tensor *t[WAITERS];
   for (int i = 0; i < WAITERS; i++) {
     t[i] = f32_of(1, 1);
-    perigee_request req =
-        i % 2 && me == 0 ? request_inplace(PERIGEE_OP_ALLREDUCE, &t[i], 1) : recv_of(&t[i], 1 - me);
+    perigee_request req = i % 2 && me == 0 ? request_inplace(PERIGEE_OP_ALLREDUCE, &t[i], 1)
+                                           : recv_of(&t[i], 1 - me, 0);
     REQUIRE(pthread_create(&threads[i], NULL, wait_for_end, submit(group, &req)) == 0);
   }
   pthread_barrier_wait(arg);

@@ -4,24 +4,6 @@
 
 #include "group/work.h"
 
-static perigee_request send_of(perigee_tensor **t, int dst, int64_t tag) {
-  perigee_request req = request_inplace(PERIGEE_OP_SEND, t, 1);
-  req.peer = dst;
-  req.tag = tag;
-  return req;
-}
-static perigee_request recv_of(perigee_tensor **t, int src, int64_t tag) {
-  perigee_request req =
-      request_out_in(src < 0 ? PERIGEE_OP_RECV_ANYSOURCE : PERIGEE_OP_RECV, t, 1, 0, NULL, 0, 0);
-  req.peer = src;
-  req.tag = tag;
-  return req;
-}
-static perigee_work *submit(perigee_group *group, const perigee_request *req) {
-  perigee_work *work;
-  REQUIRE(perigee_group_submit(group, req, &work) == 0);
-  return work;
-}
 static void finish(perigee_work *work) {
   CHECK(perigee_work_wait(work, PERIGEE_TIMEOUT_NONE) == 0);
   perigee_work_unref(work);

@@ -3,11 +3,6 @@
 
 #include "group/work.h"
 
-static perigee_work *submit(perigee_group *group, const perigee_request *req) {
-  perigee_work *work;
-  REQUIRE(perigee_group_submit(group, req, &work) == 0);
-  return work;
-}
 static perigee_request bare(int op) {
   perigee_request req;
   perigee_request_init(&req, op);

@@ -198,4 +198,26 @@ static inline perigee_request request_out_in(int op, perigee_tensor **out, uint3
   return req;
 }
 
+/* ---- messages and works ------------------------------------------------------------------------ */
+
+static inline perigee_request send_of(perigee_tensor **t, int dst, int64_t tag) {
+  perigee_request req = request_inplace(PERIGEE_OP_SEND, t, 1);
+  req.peer = dst;
+  req.tag = tag;
+  return req;
+}
+/* src -1: any */
+static inline perigee_request recv_of(perigee_tensor **t, int src, int64_t tag) {
+  perigee_request req =
+      request_out_in(src < 0 ? PERIGEE_OP_RECV_ANYSOURCE : PERIGEE_OP_RECV, t, 1, 0, NULL, 0, 0);
+  req.peer = src;
+  req.tag = tag;
+  return req;
+}
+static inline perigee_work *submit(perigee_group *group, const perigee_request *req) {
+  perigee_work *work;
+  REQUIRE(perigee_group_submit(group, req, &work) == 0);
+  return work;
+}
+
 #endif
