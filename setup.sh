@@ -86,7 +86,8 @@ clang_rung() {
 
 hostile_rung() {
   configure_and_build build-hostile -DPERIGEE_HOSTILE=ON -DPERIGEE_DEBUG=ON
-  run_tests build-hostile -LE lint
+  # two specs are about buffers of the usual size: rules for what fits them, memory at rest
+  run_tests build-hostile -LE lint -E 'spec\.(cli\.tune|host\.lean)$'
 }
 
 valgrind_rung() {
@@ -98,6 +99,8 @@ valgrind_rung() {
     case "$program" in
       # these promise times, which no program keeps fifty times slower
       */coll_net_process_test | */group_native_call_test | */group_native_queue_test | */store_store_tcp_life_test) continue ;;
+      # valgrind does not grow the main thread's stack by the page that its signal needs
+      */host_watch_test) continue ;;
       # valgrind rounds the long doubles that this one compares
       */tensor_whole_test) continue ;;
     esac
