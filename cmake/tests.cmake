@@ -8,6 +8,10 @@ if(PERIGEE_SANITIZE OR PERIGEE_HOSTILE)
   set(_spec_limit 900)
 endif()
 
+if(_across_files)
+  add_link_options(-fno-lto) # over a hundred programs, of which none is to be quick
+endif()
+
 # ---- one program per src/<layer>/<file>_test.c, linked with its own layer and those below --------
 pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 set(_below)
