@@ -170,7 +170,7 @@ int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh, pe
   PERIGEE_TRY(check_header(base, bytes, fate));
   const perigee__arena_header *header = base;
   int rc;
-  perigee__arena *a = perigee__calloc(1, sizeof(*a));
+  perigee__arena *a = perigee__calloc_aligned(sizeof(*a));
   if (a == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for the arena of group %s", fate->name);
   a->srcs = perigee__calloc((size_t)fate->n, sizeof(a->srcs[0]));

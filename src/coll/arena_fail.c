@@ -41,7 +41,7 @@ int perigee__arena_fail_group(perigee__arena *a) {
 static bool arrived(const perigee__arena *a, int rank) {
   /* acquire: pairs with the release of the arrival */
   uint32_t word =
-      atomic_load_explicit(&perigee__arena_line_of(a, rank)->word, memory_order_acquire);
+      atomic_load_explicit(&perigee__arena_line_at(a, rank, a->epoch)->word, memory_order_acquire);
   return perigee__arena_reached(word, a->epoch);
 }
 

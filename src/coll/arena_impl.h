@@ -56,8 +56,9 @@ typedef struct perigee__arena_line {
   uint32_t aux;
   uint64_t check; /* perigee__arena.check */
   unsigned char payload[PERIGEE_ARENA_INLINE];
-  uint64_t sizes[]; /* n sent, n received; n addresses of blocks sent */
-} perigee__arena_line;
+} perigee__arena_line; /* in shared memory followed by sizes */
+_Static_assert(sizeof(perigee__arena_line) == PERIGEE_CACHE_LINE,
+               "what a waiting rank gets at once");
 
 /* What a rank did in an epoch, for who finds that something is wrong: LINES of them per rank, written by it alone and at any time. A reader
  * believes what it has read when epoch was the same before and after (arena_fail.c). */
@@ -139,7 +140,11 @@ struct perigee__arena {
   int awaited;     /* who the wait that goes on is for: a rank, or ALL */
   _Atomic uint32_t *awaited_word; /* of the awaited rank, and the value it is to come to */
   uint32_t awaited_value;
-  uint32_t aux; /* for the line of the next meeting, which takes it */
+  /* This rank's line without the word: the payload of the one to come once somebody has written to it, all of the last one otherwise. Arriving
+   * copies what was written. */
+  alignas(PERIGEE_CACHE_LINE) perigee__arena_line own;
+  size_t own_bytes; /* of the payload written since */
+  uint32_t aux;     /* for the line of the next meeting, which takes it */
   uint32_t aux_any,
       aux_all;            /* or, and of all ranks' in the last meeting that this rank waited for */
   perigee__reach in, out; /* of the call; set by perigee__shm_reach */
@@ -188,6 +193,11 @@ static inline uint32_t perigee__arena_epoch_after(uint32_t epoch) {
 static inline perigee__arena_line *perigee__arena_next_line(const perigee__arena *a) {
   return perigee__arena_line_at(a, a->me, perigee__arena_epoch_after(a->epoch));
 }
+/** Where to write the first `bytes` of the payload of that line, at most INLINE. */
+static inline unsigned char *perigee__arena_next_payload(perigee__arena *a, size_t bytes) {
+  a->own_bytes = bytes > a->own_bytes ? bytes : a->own_bytes;
+  return a->own.payload;
+}
 /** Its own small buffer of an epoch. */
 static inline char *perigee__arena_small_at(const perigee__arena *a, int rank, uint32_t epoch) {
   size_t index = (size_t)rank * PERIGEE_ARENA_LINES + epoch % PERIGEE_ARENA_LINES;
@@ -198,13 +208,24 @@ static inline perigee__arena_note *perigee__arena_note_at(const perigee__arena *
   size_t index = (size_t)rank * PERIGEE_ARENA_LINES + epoch % PERIGEE_ARENA_LINES;
   return (perigee__arena_note *)(void *)(a->base + a->layout.notes) + index;
 }
+/** Behind a line: n sent, n received; n addresses of blocks sent. */
+static inline uint64_t *perigee__arena_sizes_at(const perigee__arena *a, int rank, uint32_t epoch) {
+  return (uint64_t *)(void *)(perigee__arena_line_at(a, rank, epoch) + 1);
+}
+static inline uint64_t *perigee__arena_next_sizes(const perigee__arena *a) {
+  return perigee__arena_sizes_at(a, a->me, perigee__arena_epoch_after(a->epoch));
+}
+static inline const uint64_t *perigee__arena_sizes_of(const perigee__arena *a, int rank) {
+  return perigee__arena_sizes_at(a, rank, a->epoch);
+}
 /** Buffer of a rank for the meeting to come. */
 static inline char *perigee__arena_next_slot(const perigee__arena *a, int rank) {
   return perigee__arena_slot_at(a, rank, perigee__arena_epoch_after(a->epoch));
 }
-/** Line of a rank in the last meeting. */
+/** Line of a rank in the last meeting, without the word. This rank's own is its private copy: the shared one is on its way to those
+ *  who read it, and having it back takes as long as a line of theirs. */
 static inline const perigee__arena_line *perigee__arena_line_of(const perigee__arena *a, int rank) {
-  return perigee__arena_line_at(a, rank, a->epoch);
+  return rank == a->me ? &a->own : perigee__arena_line_at(a, rank, a->epoch);
 }
 /** Buffer of a rank of the last meeting (age 0) or the one before it (age 1). */
 static inline char *perigee__arena_slot_of(const perigee__arena *a, int rank, uint32_t age) {

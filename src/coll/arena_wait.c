@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <sched.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/futex.h"
@@ -178,9 +179,9 @@ static perigee__arena_reason word_wait(perigee__arena *a, int rank, _Atomic uint
 }
 
 /* Wait for all lines of the epoch this rank has arrived at. */
-static int lines_wait(perigee__arena *a, const perigee__arena_line *mine) {
-  uint64_t check = mine->check, differ = 0;
-  uint32_t epoch = a->epoch, any = mine->aux, all = any;
+static int lines_wait(perigee__arena *a) {
+  uint64_t check = a->check, differ = 0;
+  uint32_t epoch = a->epoch, any = a->own.aux, all = any;
   for (int r = 0; r < a->n; r++) {
     if (r == a->me)
       continue;
@@ -206,7 +207,7 @@ static int lines_wait(perigee__arena *a, const perigee__arena_line *mine) {
 
 static int meet_spin(perigee__arena *a, perigee__arena_line *mine) {
   word_publish(&mine->word, a->epoch);
-  PERIGEE_TRY(lines_wait(a, mine));
+  PERIGEE_TRY(lines_wait(a));
   /* The others have read our next line some meetings ago: have it back by the time it is written. */
   perigee__prefetch_write(perigee__arena_next_line(a));
   return 0;
@@ -218,7 +219,7 @@ static void release(perigee__arena *a, uint32_t epoch, perigee__arena_combine_fn
   uint64_t differ = 0;
   uint32_t any = 0, all = UINT32_MAX;
   for (int r = 0; r < a->n; r++) {
-    const perigee__arena_line *line = perigee__arena_line_at(a, r, epoch);
+    const perigee__arena_line *line = perigee__arena_line_of(a, r);
     differ |= line->check ^ a->check;
     any |= line->aux;
     all &= line->aux;
@@ -282,8 +283,11 @@ static perigee__arena_line *step(perigee__arena *a) {
   a->check = check ^ (check >> 32);
   take_note(a);
   perigee__arena_line *mine = perigee__arena_line_at(a, a->me, a->epoch);
-  mine->check = a->check;
-  mine->aux = a->aux;
+  mine->check = a->own.check = a->check;
+  mine->aux = a->own.aux = a->aux;
+  for (size_t i = 0; i < a->own_bytes; i += sizeof(uint64_t))
+    memcpy(mine->payload + i, a->own.payload + i, sizeof(uint64_t));
+  a->own_bytes = 0;
   a->aux = 0;
   return mine;
 }
@@ -343,9 +347,7 @@ int perigee__arena_await(perigee__arena *a, int rank) {
                                                  : perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
 }
 
-int perigee__arena_await_all(perigee__arena *a) {
-  return lines_wait(a, perigee__arena_line_at(a, a->me, a->epoch));
-}
+int perigee__arena_await_all(perigee__arena *a) { return lines_wait(a); }
 
 int perigee__arena_settle(perigee__arena *a) { return perigee__arena_await_all(a); }
 

@@ -77,7 +77,7 @@ int perigee__shm_allgather(perigee__arena *a) {
   gather g = {.a = a, .sends = !inlined};
   size_t most;
   if (inlined)
-    perigee__shm_copy(perigee__arena_next_line(a)->payload, call->in, call->in_bytes);
+    perigee__shm_copy(perigee__arena_next_payload(a, call->in_bytes), call->in, call->in_bytes);
   perigee__shm_announce(a, inlined, call->in_bytes);
   if (lends(&g))
     a->aux |= PERIGEE_SHM_DIRECT;

@@ -28,7 +28,7 @@ static void combine_inline(perigee__arena *a, void *arg) {
 static int allreduce_inline(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes) {
   const perigee__coll_call *call = a->call;
   combination c = {.plan = plan, .count = call->count};
-  perigee__shm_copy(perigee__arena_next_line(a)->payload, call->in, bytes);
+  perigee__shm_copy(perigee__arena_next_payload(a, bytes), call->in, bytes);
   PERIGEE_TRY(perigee__arena_meet(a, combine_inline, &c));
   if (a->mode == PERIGEE_ARENA_PARK) {
     perigee__shm_copy(call->out, a->park->payload, bytes);

@@ -23,12 +23,14 @@ static int hand_over(perigee__arena *a, char *user, const char *shared, size_t b
 static int broadcast_small(perigee__arena *a) {
   const perigee__coll_call *call = a->call;
   uint32_t epoch = perigee__arena_epoch_after(a->epoch);
-  char *shared = call->bytes <= PERIGEE_ARENA_INLINE
-                     ? (char *)perigee__arena_line_at(a, call->root, epoch)->payload
-                     : perigee__arena_small_at(a, call->root, epoch);
+  bool inlined = call->bytes <= PERIGEE_ARENA_INLINE;
+  const char *small = perigee__arena_small_at(a, call->root, epoch);
+  const void *line = perigee__arena_line_at(a, call->root, epoch)->payload;
   if (a->me == call->root)
-    perigee__shm_copy(shared, call->out, call->bytes);
-  return hand_over(a, call->out, shared, call->bytes);
+    perigee__shm_copy(inlined ? (void *)perigee__arena_next_payload(a, call->bytes)
+                              : perigee__arena_small_at(a, a->me, epoch),
+                      call->out, call->bytes);
+  return hand_over(a, call->out, inlined ? line : small, call->bytes);
 }
 
 static int broadcast_chunks(perigee__arena *a, size_t from) {

@@ -71,7 +71,7 @@ static int send(perigee__arena *a) {
   if (how == CHUNKS)
     PERIGEE_TRY(perigee__arena_room(a, PERIGEE_ARENA_BUFFER_ROOM));
   if (how == IN_LINE)
-    perigee__shm_copy(perigee__arena_next_line(a)->payload, call->in, bytes);
+    perigee__shm_copy(perigee__arena_next_payload(a, bytes), call->in, bytes);
   if (how == SMALL)
     perigee__shm_copy(perigee__arena_small_at(a, a->me, epoch), call->in, bytes);
   perigee__shm_announce(a, how == IN_LINE, bytes);

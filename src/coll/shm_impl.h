@@ -112,6 +112,10 @@ PERIGEE_MUST_CHECK int perigee__shm_read_out(perigee__arena *a, const perigee__s
 PERIGEE_MUST_CHECK int perigee__shm_intact(perigee__arena *a);
 /** The last meeting of a collective that read directly. wait: this rank has lent memory. */
 PERIGEE_MUST_CHECK int perigee__shm_end(perigee__arena *a, bool wait);
+/** In this rank's line of the meeting to come. */
+static inline perigee__shm_window *perigee__shm_next_window(perigee__arena *a) {
+  return (perigee__shm_window *)(void *)perigee__arena_next_payload(a, sizeof(perigee__shm_window));
+}
 static inline const perigee__shm_window *perigee__shm_window_of(const perigee__arena *a, int rank) {
   return (const perigee__shm_window *)(const void *)perigee__arena_line_of(a, rank)->payload;
 }

@@ -10,24 +10,30 @@
  */
 #include "coll/shm_impl.h"
 
-/* Where a rank puts its contribution to the phase of an epoch. */
-static char *small_of(const perigee__arena *a, int rank, uint32_t epoch, size_t bytes) {
-  return bytes <= PERIGEE_ARENA_INLINE ? (char *)perigee__arena_line_at(a, rank, epoch)->payload
-                                       : perigee__arena_small_at(a, rank, epoch);
+/* Where another rank has put its contribution to this phase. */
+static const void *small_of(const perigee__arena *a, int rank, size_t bytes) {
+  return bytes <= PERIGEE_ARENA_INLINE ? (const void *)perigee__arena_line_of(a, rank)->payload
+                                       : perigee__arena_small_at(a, rank, a->epoch);
+}
+
+/* Where this rank puts its own to the next. */
+static void *next_small(perigee__arena *a, size_t bytes) {
+  return bytes <= PERIGEE_ARENA_INLINE
+             ? (void *)perigee__arena_next_payload(a, bytes)
+             : perigee__arena_small_at(a, a->me, perigee__arena_epoch_after(a->epoch));
 }
 
 static int reduce_small(perigee__arena *a, const perigee__reduce_plan *plan, size_t bytes) {
   const perigee__coll_call *call = a->call;
   bool root = a->me == call->root;
   if (!root)
-    perigee__shm_copy(small_of(a, a->me, perigee__arena_epoch_after(a->epoch), bytes), call->in,
-                      bytes);
+    perigee__shm_copy(next_small(a, bytes), call->in, bytes);
   perigee__arena_give(a);
   if (!root)
     return 0;
   PERIGEE_TRY(perigee__arena_await_all(a));
   for (int r = 0; r < a->n; r++)
-    a->srcs[r] = r == a->me ? call->in : small_of(a, r, a->epoch, bytes);
+    a->srcs[r] = r == a->me ? call->in : small_of(a, r, bytes);
   perigee__reduce_nary(plan, call->out, a->srcs, a->n, call->count);
   return 0;
 }

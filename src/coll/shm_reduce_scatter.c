@@ -24,21 +24,22 @@ typedef struct scattering {
 
 static void announce(perigee__arena *a) {
   const size_t *counts = a->call->counts;
-  perigee__arena_line *line = perigee__arena_next_line(a);
   bool same = true;
   for (int r = 1; r < a->n; r++)
     same = same && counts[r] == counts[0];
   a->aux |= same ? PERIGEE_SHM_UNIFORM : 0;
-  memcpy(line->payload, &(uint64_t){counts[0]}, sizeof(uint64_t));
+  memcpy(perigee__arena_next_payload(a, sizeof(uint64_t)), &(uint64_t){counts[0]},
+         sizeof(uint64_t));
   for (int r = 0; r < a->n && !same; r++)
-    line->sizes[r] = counts[r];
+    perigee__arena_next_sizes(a)[r] = counts[r];
 }
 
 static size_t announced(const perigee__arena *a, int rank, int block) {
   const perigee__arena_line *line = perigee__arena_line_of(a, rank);
   uint64_t count;
   memcpy(&count, line->payload, sizeof(count));
-  return (size_t)(line->aux & PERIGEE_SHM_UNIFORM ? count : line->sizes[block]);
+  return (size_t)(line->aux & PERIGEE_SHM_UNIFORM ? count
+                                                  : perigee__arena_sizes_of(a, rank)[block]);
 }
 
 /* All ranks find a difference when there is one: each compares with its own counts. */
@@ -100,7 +101,7 @@ static bool fits_line(const scattering *s) {
 static int scatter_inline(scattering *s) {
   perigee__arena *a = s->a;
   const perigee__coll_call *call = a->call;
-  unsigned char *at = perigee__arena_next_line(a)->payload + sizeof(uint64_t);
+  unsigned char *at = perigee__arena_next_payload(a, PERIGEE_ARENA_INLINE) + sizeof(uint64_t);
   size_t most, before = 0;
   for (int r = 0; r < a->n; at += call->counts[r] * s->plan.size, r++)
     perigee__shm_copy(at, call->in_blocks[r].ptr, call->counts[r] * s->plan.size);

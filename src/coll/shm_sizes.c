@@ -69,19 +69,19 @@ static bool one_size(const perigee__arena *a, size_t *size_p) {
 }
 
 void perigee__shm_announce(perigee__arena *a, bool inlined, size_t length) {
-  perigee__arena_line *line = perigee__arena_next_line(a);
   size_t size = 0;
   if (inlined)
     a->aux |= PERIGEE_SHM_INLINE | (uint32_t)length << PERIGEE_SHM_LENGTH_SHIFT;
   if (one_size(a, &size)) {
     a->aux |= PERIGEE_SHM_UNIFORM;
     if (!inlined)
-      memcpy(line->payload, &(uint64_t){size}, sizeof(uint64_t));
+      memcpy(perigee__arena_next_payload(a, sizeof(uint64_t)), &(uint64_t){size}, sizeof(uint64_t));
     return;
   }
+  uint64_t *sizes = perigee__arena_next_sizes(a);
   for (int r = 0; r < a->n; r++) {
-    line->sizes[r] = own_send(a, r);
-    line->sizes[a->n + r] = own_room(a, r);
+    sizes[r] = own_send(a, r);
+    sizes[a->n + r] = own_room(a, r);
   }
 }
 
@@ -92,7 +92,7 @@ bool perigee__shm_inline_blocks(perigee__arena *a, const perigee__block *blocks)
   for (int r = 1; r < a->n; r++)
     if (blocks[r].bytes != bytes)
       return false;
-  unsigned char *payload = perigee__arena_next_line(a)->payload;
+  unsigned char *payload = perigee__arena_next_payload(a, bytes * (size_t)a->n);
   for (int r = 0; r < a->n; r++)
     perigee__shm_copy(payload + (size_t)r * bytes, blocks[r].ptr, bytes);
   perigee__shm_announce(a, true, bytes);
@@ -117,7 +117,8 @@ static size_t uniform_size(const perigee__arena_line *line) {
 
 static size_t announced(const perigee__arena *a, int rank, int index) {
   const perigee__arena_line *line = perigee__arena_line_of(a, rank);
-  return line->aux & PERIGEE_SHM_UNIFORM ? uniform_size(line) : (size_t)line->sizes[index];
+  return line->aux & PERIGEE_SHM_UNIFORM ? uniform_size(line)
+                                         : (size_t)perigee__arena_sizes_of(a, rank)[index];
 }
 
 static int compare(perigee__arena *a, int from, int to, size_t sent, size_t room) {

@@ -21,7 +21,7 @@ static bool worth_it(const perigee__arena *a, size_t bytes) {
 
 bool perigee__shm_open_window(perigee__arena *a, const void *in, size_t in_bytes, const void *out,
                               size_t out_bytes) {
-  perigee__shm_window *w = (perigee__shm_window *)(void *)perigee__arena_next_line(a)->payload;
+  perigee__shm_window *w = perigee__shm_next_window(a);
   perigee__place place = {0};
   bool symmetric = a->table.symmetric && worth_it(a, in_bytes);
   w->in = (uint64_t)(uintptr_t)in;
@@ -42,15 +42,14 @@ bool perigee__shm_open_window(perigee__arena *a, const void *in, size_t in_bytes
 }
 
 bool perigee__shm_open_blocks(perigee__arena *a, const perigee__block *blocks) {
-  perigee__arena_line *line = perigee__arena_next_line(a);
-  perigee__shm_window *w = (perigee__shm_window *)(void *)line->payload;
+  perigee__shm_window *w = perigee__shm_next_window(a);
   perigee__place first = {0}, place;
   bool together = a->table.symmetric;
   w->out_segment = w->in_segment = 0;
   if (!worth_it(a, perigee__shm_largest(a, blocks)))
     return false;
   for (int r = 0; r < a->n; r++) {
-    line->sizes[2 * a->n + r] = (uint64_t)(uintptr_t)blocks[r].ptr;
+    perigee__arena_next_sizes(a)[2 * a->n + r] = (uint64_t)(uintptr_t)blocks[r].ptr;
     if (!together || blocks[r].bytes == 0)
       continue;
     together = perigee__segments_find(a->segments, blocks[r].ptr, blocks[r].bytes, &place) &&
@@ -92,7 +91,7 @@ bool perigee__shm_reach(perigee__arena *a) {
 }
 
 uint64_t perigee__shm_block_of(const perigee__arena *a, int rank, int to) {
-  return perigee__arena_line_of(a, rank)->sizes[2 * a->n + to];
+  return perigee__arena_sizes_of(a, rank)[2 * a->n + to];
 }
 
 static int read_by_call(perigee__arena *a, int rank, void *dst, uint64_t at, size_t bytes) {
