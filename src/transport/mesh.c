@@ -136,10 +136,6 @@ int perigee__mesh_listen(perigee__mesh *mesh, const char *addr, int *port_p) {
   return rc;
 }
 
-static void set_spin(perigee__mesh *mesh) {
-  mesh->spins_at_all = mesh->local_ranks <= perigee__usable_cores();
-}
-
 static bool link_settled(perigee__mesh *mesh, void *arg) {
   const perigee__peer *peer = arg;
   (void)mesh;
@@ -170,7 +166,7 @@ int perigee__mesh_create(const perigee__mesh_params *params, perigee__mesh **mes
   PERIGEE_TRY(perigee__mesh_alloc(params->rank, params->nranks, params->transport, &mesh));
   int rc;
   PERIGEE_TRY_GOTO(perigee__bootstrap(mesh, params), err);
-  set_spin(mesh);
+  perigee__spin_init(mesh);
   PERIGEE_TRY_GOTO(dial_neighbour(mesh, params->deadline_ns), err);
   *mesh_p = mesh;
   return 0;
@@ -225,7 +221,7 @@ static int create_local(int n, perigee__transport transport, perigee__mesh **mes
     for (int j = i + 1; j < n; j++)
       PERIGEE_TRY_GOTO(join_pair(meshes[i], meshes[j]), err);
   for (int i = 0; i < n; i++)
-    set_spin(meshes[i]);
+    perigee__spin_init(meshes[i]);
   return 0;
 err:
   while (made-- > 0) {

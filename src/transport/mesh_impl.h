@@ -193,9 +193,11 @@ struct perigee__mesh {
   bool
       ended; /* a xfer without on_done has ended since the lock was taken: its waiter may be standing by */
   bool closing;
-  bool spins_at_all; /* ranks do not outnumber cores; set before mesh is shared */
-  int64_t spin_ns;   /* how long a waiting thread polls before it sleeps (wait.c) */
-  unsigned spins;    /* times a thread has begun to */
+  bool spins_at_all;      /* ranks do not outnumber cores; set before mesh is shared */
+  int64_t spin_ns;        /* how long a waiting thread polls before it sleeps (spin.c) */
+  unsigned spins;         /* times a thread has begun to */
+  int company;            /* 0: yields meet nobody (spin.c) */
+  int64_t no_yield_until; /* a yield took too long (spin.c) */
   _Atomic uint32_t
       events; /* changes when the lock has been given up; futex word of threads that wait while another drives */
   _Atomic uint32_t waiters;      /* such threads; seq_cst with events */
@@ -315,13 +317,29 @@ bool perigee__rings_poll(perigee__mesh *mesh);
 bool perigee__mesh_prepare(void *arg, bool sleep);
 void *perigee__mesh_collect(void *arg);
 void perigee__mesh_deliver(void *arg, void *collected);
+/** Called with and without the lock: it reads atomics only. */
 typedef bool (*perigee__wait_fn)(perigee__mesh *mesh, void *arg);
-/** Drive until done(mesh, arg) (called with and without the lock: it reads atomics only), the fate failed, or the deadline. */
-int perigee__mesh_wait_for(perigee__mesh *mesh, perigee__wait_fn done, void *arg,
-                           perigee__fate *fate, int64_t deadline_ns);
-/** As wait_for without a fate, with the lock held, given up in between, and held again on return; done is called with it. */
+/** What a thread waits for. */
+typedef struct perigee__wait {
+  perigee__wait_fn done;
+  void *arg;
+  perigee__xfer *const *xfers; /* whose ends it is about, or n 0: something else */
+  int n;
+  const perigee__fate *fate; /* its failure ends the wait as well; may be NULL */
+  int64_t deadline_ns;
+} perigee__wait;
+bool perigee__wait_is_over(perigee__mesh *mesh, const perigee__wait *wait);
+/** With the lock: whether something has ended that another thread may be waiting for. */
+bool perigee__others_wait(perigee__mesh *mesh);
+/** Drive until done or the deadline, with the lock held, given up in between, and held again on return; done is called with it. */
 int perigee__mesh_wait_locked(perigee__mesh *mesh, perigee__wait_fn done, void *arg,
                               int64_t deadline_ns);
+
+/* spin.c */
+/** Before mesh is shared, when local_ranks is known. */
+void perigee__spin_init(perigee__mesh *mesh);
+/** With the lock: poll until something has happened (true) or it is time to sleep. */
+bool perigee__spin(perigee__mesh *mesh, const perigee__wait *wait);
 
 /* pull.c */
 /** Read a message from its sender's memory, from address `at` on. False: that cannot be done here. */

@@ -1,37 +1,20 @@
 /*
  * Who drives and who sleeps.
  *
- * A waiting thread that gets the loop's lock drives: it polls the rings, the sockets and the loop for a while, then arms the rings and
- * sleeps in the loop. How long (mesh->spin_ns) is learnt: the whole SPIN_NS when that has brought something lately, half as long
- * after each time in vain, because then the peer is busy, or shares our core and waits for us to leave it; now and then the whole time
- * is tried again. When ranks outnumber cores it yields a few times instead. A thread that does not get the lock sleeps on
- * `events`, which changes each time the lock has been given up; then it looks again, and may find itself the next driver.
+ * A waiting thread that gets the loop's lock drives: it polls the rings, the sockets and the loop for a while (spin.c), then arms the
+ * rings and sleeps in the loop. A thread that does not get the lock sleeps on `events`, which changes each time the lock has been
+ * given up; then it looks again, and may find itself the next driver.
  *   events/waiters, seq_cst: a waiter counts itself, reads events, looks at what it waits for and tries the lock once more. Who gives up
  *   the lock, or changes what somebody waits for and kicks, changes events afterwards and then looks at waiters. So either the waiter
  *   sees the change, or gets the lock, or is woken.
  * Sleeps are also cut into slices of SLICE_NS: nothing depends on it.
  */
 #include <limits.h>
-#include <sched.h>
 
 #include "base/clock.h"
 #include "base/futex.h"
 #include "transport/mesh_impl.h"
 
-enum {
-  YIELDS = 20,
-  BARE_POLLS = 48, /* before the first look at the clock */
-  LOOP_EVERY = 64,
-  LINKS_POLLED = 3,
-  PROBE_EVERY = 32, /* waits */
-  LENT_BYTES_PER_NS =
-      4 /* who has lent memory polls while it could be read: being woken takes as long as a MiB */
-};
-/* Several times a message's way when the peer has a core. */
-#define SPIN_NS (50 * PERIGEE_NS_PER_US)
-#define SPIN_MIN_NS (PERIGEE_NS_PER_US)
-/* After this the peer may be waiting for our core: offer it. */
-#define SPIN_ALONE_NS (5 * PERIGEE_NS_PER_US)
 #ifdef PERIGEE_HOSTILE
 #define SLICE_NS (60 * PERIGEE_NS_PER_SEC) /* so that a lost wake-up shows */
 #else
@@ -69,7 +52,7 @@ static void arm(perigee__mesh *mesh, bool on) {
 }
 
 /* Whether something has ended that another thread may be waiting for. */
-static bool others_wait(perigee__mesh *mesh) {
+bool perigee__others_wait(perigee__mesh *mesh) {
   if (!mesh->ended)
     return false;
   atomic_fetch_add(&mesh->events,
@@ -88,7 +71,7 @@ bool perigee__mesh_prepare(void *arg, bool sleep) {
   if (perigee__settle(mesh, false)) /* the loop tells when there is room again */
     return true;
   /* Who stands by is not told of what has ended before the lock is given up. */
-  return !perigee__list_empty(&mesh->completed) || others_wait(mesh);
+  return !perigee__list_empty(&mesh->completed) || perigee__others_wait(mesh);
 }
 
 /* ---- after the lock ---------------------------------------------------------------------------- */
@@ -136,105 +119,49 @@ static int64_t slice_of(int64_t deadline_ns) {
   return deadline_ns < slice ? deadline_ns : slice;
 }
 
-static bool is_over(perigee__mesh *mesh, perigee__wait_fn done, void *arg,
-                    const perigee__fate *fate) {
-  return done(mesh, arg) || (fate != NULL && perigee__fate_failed(fate));
-}
-
-/* One look at everything. Few sockets are read without asking the kernel which of them is ready. Returns whether something moved, as far
- * as that is known. */
-static bool poll_pass(perigee__mesh *mesh, int pass) {
-  bool moved = false, few = mesh->nranks <= LINKS_POLLED + 1;
-  if (pass % LOOP_EVERY == 0 || (mesh->n_links > 0 && !few)) {
-    perigee__loop_poll(mesh->loop);
-    return false;
-  }
-  for (int r = 0; mesh->n_links > 0 && r < mesh->nranks; r++)
-    if (perigee__link_is_up(&mesh->peers[r]))
-      moved |= perigee__channel_pump(&mesh->peers[r]);
-  return perigee__rings_poll(mesh) || moved;
-}
-
-/* Poll until something has happened (true) or it is time to sleep. */
-static bool spin(perigee__mesh *mesh, perigee__wait_fn done, void *arg, const perigee__fate *fate) {
-  bool whole = ++mesh->spins % PROBE_EVERY == 0;
-  int64_t until = 0, yield_at = 0;
-  for (int i = 1;; i++) {
-    bool moved = poll_pass(mesh, i);
-    if (is_over(mesh, done, arg, fate) || !perigee__list_empty(&mesh->completed) ||
-        others_wait(mesh) || perigee__loop_wanted(mesh->loop)) {
-      mesh->spin_ns = SPIN_NS;
-      return true;
-    }
-    if (i <= BARE_POLLS && mesh->spins_at_all)
-      continue;
-    if (!mesh->spins_at_all) {
-      if (i == YIELDS)
-        return false;
-      sched_yield();
-      continue;
-    }
-    int64_t now = perigee__now_ns();
-    if (until == 0) {
-      until = now + (whole ? SPIN_NS : mesh->spin_ns) + (int64_t)(mesh->lent / LENT_BYTES_PER_NS);
-      yield_at = now + SPIN_ALONE_NS;
-    } else if (moved) { /* a large message comes in many pieces */
-      until = now + SPIN_NS;
-      yield_at = now + SPIN_ALONE_NS;
-    }
-    if (now >= until)
-      break;
-    if (now >= yield_at)
-      sched_yield();
-    else
-      perigee__cpu_relax();
-  }
-  if (mesh->spin_ns > SPIN_MIN_NS)
-    mesh->spin_ns /= 2;
-  return false;
+bool perigee__wait_is_over(perigee__mesh *mesh, const perigee__wait *wait) {
+  return wait->done(mesh, wait->arg) || (wait->fate != NULL && perigee__fate_failed(wait->fate));
 }
 
 /* With the lock: poll, and sleep when that brings nothing. */
-static void drive(perigee__mesh *mesh, perigee__wait_fn done, void *arg, const perigee__fate *fate,
-                  int64_t deadline_ns) {
+static void drive(perigee__mesh *mesh, const perigee__wait *wait) {
   arm(mesh, false);
-  if (!spin(mesh, done, arg, fate))
-    perigee__loop_run_once(mesh->loop, slice_of(deadline_ns));
+  if (!perigee__spin(mesh, wait))
+    perigee__loop_run_once(mesh->loop, slice_of(wait->deadline_ns));
 }
 
 /* Without the lock, which another thread has: sleep until it has been given up. Returns true when we got it after all. */
-static bool stand_by(perigee__mesh *mesh, perigee__wait_fn done, void *arg,
-                     const perigee__fate *fate, int64_t deadline_ns) {
+static bool stand_by(perigee__mesh *mesh, const perigee__wait *wait) {
   bool got = false;
   atomic_fetch_add(&mesh->waiters, 1);
   uint32_t seen = atomic_load(&mesh->events);
-  if (!is_over(mesh, done, arg, fate) && !(got = perigee__loop_trylock(mesh->loop))) {
+  if (!perigee__wait_is_over(mesh, wait) && !(got = perigee__loop_trylock(mesh->loop))) {
     perigee__loop_nudge(mesh->loop);
-    perigee__futex_wait(&mesh->events, seen, slice_of(deadline_ns), false);
+    perigee__futex_wait(&mesh->events, seen, slice_of(wait->deadline_ns), false);
   }
   atomic_fetch_sub(&mesh->waiters, 1);
   return got;
 }
 
-int perigee__mesh_wait_for(perigee__mesh *mesh, perigee__wait_fn done, void *arg,
-                           perigee__fate *fate, int64_t deadline_ns) {
-  if (done(mesh, arg))
+/* Drive until it is done, the fate failed, or the deadline. */
+static int wait_for(perigee__mesh *mesh, const perigee__wait *wait) {
+  if (wait->done(mesh, wait->arg))
     return 0;
   int rc = 0;
   perigee__loop_driver_enter(mesh->loop);
-  while (!done(mesh, arg)) {
-    if (fate != NULL && perigee__fate_failed(fate)) {
+  while (!wait->done(mesh, wait->arg)) {
+    if (wait->fate != NULL && perigee__fate_failed(wait->fate)) {
       rc = PERIGEE_EABORTED;
       break;
     }
-    if (perigee__passed(deadline_ns)) {
+    if (perigee__passed(wait->deadline_ns)) {
       rc = PERIGEE_ETIMEDOUT;
       break;
     }
     perigee__loop_give_way(mesh->loop);
-    if (perigee__loop_trylock(mesh->loop) || stand_by(mesh, done, arg, fate, deadline_ns)) {
-      if (!is_over(mesh, done, arg, fate))
-        drive(mesh, done, arg, fate, deadline_ns);
+    if (perigee__loop_trylock(mesh->loop) || stand_by(mesh, wait)) {
+      if (!perigee__wait_is_over(mesh, wait))
+        drive(mesh, wait);
       perigee__loop_unlock(mesh->loop);
     }
   }
@@ -261,43 +188,40 @@ int perigee__mesh_wait_locked(perigee__mesh *mesh, perigee__wait_fn done, void *
   return rc;
 }
 
-typedef struct xfer_list {
-  perigee__xfer *const *xfers;
-  int n;
-} xfer_list;
-
 static bool ended(const perigee__xfer *xfer) {
   return atomic_load_explicit(&xfer->done, memory_order_acquire) != 0; /* released by xfer_end */
 }
 
 static bool all_ended(perigee__mesh *mesh, void *arg) {
-  const xfer_list *list = arg;
+  const perigee__wait *wait = arg;
   (void)mesh;
-  for (int i = 0; i < list->n; i++)
-    if (!ended(list->xfers[i]))
+  for (int i = 0; i < wait->n; i++)
+    if (!ended(wait->xfers[i]))
       return false;
   return true;
 }
 
 static bool any_ended(perigee__mesh *mesh, void *arg) {
-  const xfer_list *list = arg;
+  const perigee__wait *wait = arg;
   (void)mesh;
-  for (int i = 0; i < list->n; i++)
-    if (ended(list->xfers[i]))
+  for (int i = 0; i < wait->n; i++)
+    if (ended(wait->xfers[i]))
       return true;
   return false;
 }
 
 int perigee__mesh_wait(perigee__mesh *mesh, perigee__xfer *const *xfers, int n, perigee__fate *fate,
                        int64_t deadline_ns) {
-  xfer_list list = {xfers, n};
-  return perigee__mesh_wait_for(mesh, all_ended, &list, fate, deadline_ns);
+  perigee__wait wait = {all_ended, NULL, xfers, n, fate, deadline_ns};
+  wait.arg = &wait;
+  return wait_for(mesh, &wait);
 }
 
 int perigee__mesh_wait_any(perigee__mesh *mesh, perigee__xfer *const *xfers, int n,
                            perigee__fate *fate, int64_t deadline_ns) {
-  xfer_list list = {xfers, n};
-  return perigee__mesh_wait_for(mesh, any_ended, &list, fate, deadline_ns);
+  perigee__wait wait = {any_ended, NULL, xfers, n, fate, deadline_ns};
+  wait.arg = &wait;
+  return wait_for(mesh, &wait);
 }
 
 typedef struct word_wait {
@@ -314,9 +238,10 @@ static bool word_changed(perigee__mesh *mesh, void *arg) {
 int perigee__mesh_wait_word(perigee__mesh *mesh, _Atomic uint32_t *word, uint32_t value,
                             int64_t deadline_ns) {
   word_wait w = {word, value};
+  const perigee__wait wait = {word_changed, &w, NULL, 0, NULL, deadline_ns};
   atomic_fetch_add(&mesh->word_waiters, 1); /* seq_cst: pairs with the look in deliver */
   waiting_for_word++;
-  int rc = perigee__mesh_wait_for(mesh, word_changed, &w, NULL, deadline_ns);
+  int rc = wait_for(mesh, &wait);
   waiting_for_word--;
   atomic_fetch_sub(&mesh->word_waiters, 1);
   return rc;
