@@ -350,31 +350,36 @@ static void frame_ends(perigee__peer *peer) {
 
 /* ---- reading ----------------------------------------------------------------------------------- */
 
-/* Past the stage. What a socket had no more of will be there in another pump; a turn's bytes are enough for this one. */
-static ssize_t read_direct(perigee__channel *chan, void *buf, size_t size) {
+/* A read with an empty stage: into buf, and what comes behind that into the stage. The start of a frame that is looked for comes by the stage
+ * alone, which costs less when nothing is there. What a socket had no more of will be there in another pump; a turn's bytes are enough
+ * for this one. */
+static ssize_t read_staged(perigee__channel *chan, void *buf, size_t size) {
   perigee__stream *stream = chan->stream;
-  ssize_t n = stream->ops->read(stream, buf, size);
-  if (n > 0 && stream->ops->staged)
-    chan->dry = (size_t)n < size || n >= PERIGEE_TURN_BYTES;
-  return n;
+  if (chan->stage == NULL && (chan->stage = malloc(PERIGEE_STAGE_BYTES)) == NULL)
+    return stream->ops->read(stream, buf, size);
+  /* Behind a large frame comes another one, as a rule: its payload is not to go through the stage. */
+  size_t most = chan->in.length >= LARGE_BYTES ? STAGE_AFTER_LARGE : PERIGEE_STAGE_BYTES;
+  size_t direct = chan->in_payload ? size : 0;
+  const struct iovec iov[2] = {{buf, size}, {chan->stage, most}};
+  ssize_t n = direct > 0 ? stream->ops->readv(stream, iov, 2)
+                         : stream->ops->read(stream, chan->stage, most);
+  if (n <= 0)
+    return n;
+  chan->dry = (size_t)n < direct + most || n >= PERIGEE_TURN_BYTES;
+  chan->stage_at = 0;
+  chan->stage_end = (size_t)n > direct ? (size_t)n - direct : 0;
+  return (size_t)n < direct ? n : (ssize_t)direct;
 }
 
 /* Up to size bytes from the stage or the stream; as perigee__stream_ops.read. */
 static ssize_t take_bytes(perigee__channel *chan, void *buf, size_t size) {
   perigee__stream *stream = chan->stream;
   if (chan->stage_at == chan->stage_end) {
-    if (!stream->ops->staged || size >= PERIGEE_STAGE_BYTES / 4)
-      return read_direct(chan, buf, size);
-    if (chan->stage == NULL && (chan->stage = malloc(PERIGEE_STAGE_BYTES)) == NULL)
+    if (!stream->ops->staged)
       return stream->ops->read(stream, buf, size);
-    /* Behind a large frame comes another one, as a rule: its payload is not to go through the stage. */
-    size_t most = chan->in.length >= LARGE_BYTES ? STAGE_AFTER_LARGE : PERIGEE_STAGE_BYTES;
-    ssize_t n = stream->ops->read(stream, chan->stage, most);
-    if (n <= 0)
+    ssize_t n = read_staged(chan, buf, size);
+    if (n != 0 || chan->stage_at == chan->stage_end)
       return n;
-    chan->dry = (size_t)n < most;
-    chan->stage_at = 0;
-    chan->stage_end = (size_t)n;
   }
   size_t there = chan->stage_end - chan->stage_at;
   size_t n = size < there ? size : there;

@@ -226,6 +226,16 @@ static ssize_t link_read(perigee__stream *stream, void *buf, size_t size) {
   }
 }
 
+static ssize_t link_readv(perigee__stream *stream, const struct iovec *iov, int n) {
+  for (;;) {
+    ssize_t got = readv(of(stream)->fd, iov, n); /* the socket does not block */
+    if (got >= 0)
+      return got;
+    if (errno != EINTR)
+      return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+  }
+}
+
 static void link_want_write(perigee__stream *stream, bool on) {
   perigee__link *link = of(stream);
   if (link->want_write == on || link->state != LINK_UP)
@@ -234,7 +244,8 @@ static void link_want_write(perigee__stream *stream, bool on) {
   watch(link);
 }
 
-static const perigee__stream_ops link_ops = {link_writev, link_read, link_want_write, true};
+static const perigee__stream_ops link_ops = {link_writev, link_read, link_readv, link_want_write,
+                                             true};
 
 static void link_up(perigee__link *link) {
   link->state = LINK_UP;

@@ -260,7 +260,7 @@ void perigee__ring_take_slot(perigee__ring_stream *rs, const perigee__slot *slot
 
 static void ring_want_write(perigee__stream *stream, bool on) { of(stream)->stuck = on; }
 
-static const perigee__stream_ops ring_ops = {ring_writev, ring_read, ring_want_write, false};
+static const perigee__stream_ops ring_ops = {ring_writev, ring_read, NULL, ring_want_write, false};
 
 void perigee__ring_stream_init(perigee__ring_stream *rs, void *base, bool first,
                                void (*kick)(void *arg), void *kick_arg) {

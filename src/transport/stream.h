@@ -17,6 +17,8 @@ typedef struct perigee__stream_ops {
   ssize_t (*writev)(perigee__stream *stream, const struct iovec *iov, int n);
   /** Bytes read (at least 1), 0 at the end, -EAGAIN, or another -errno. */
   ssize_t (*read)(perigee__stream *stream, void *buf, size_t size);
+  /** The same into several places, one after the other. NULL unless staged. */
+  ssize_t (*readv)(perigee__stream *stream, const struct iovec *iov, int n);
   /** Whether the mesh has bytes that writev refused and wants to hear when there is room. */
   void (*want_write)(perigee__stream *stream, bool on);
   bool staged; /* a read costs a system call: small frames are read many at a time into a stage */
