@@ -14,8 +14,8 @@
 #include "transport/mesh_impl.h"
 
 enum {
-  GATHER = 16
-}; /* iovecs of one write: 8 frames with payload */
+  GATHER = 64
+}; /* iovecs of one write: 32 frames with payload */
 
 /* ---- memory of frames -------------------------------------------------------------------------- */
 
@@ -226,6 +226,7 @@ static bool flush(perigee__peer *peer, bool turn) {
     if (perigee__list_empty(&chan->out))
       break;
     struct iovec iov[GATHER];
+    chan->held = 0;
     ssize_t n =
         most > 0 ? chan->stream->ops->writev(chan->stream, iov, gather(chan, iov, most)) : -EAGAIN;
     if (n == -EAGAIN && turn) {

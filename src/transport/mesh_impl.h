@@ -75,6 +75,10 @@ typedef struct perigee__channel {
   uint64_t owed;        /* eager bytes of the peer that are off its account and not told yet */
   uint64_t early_bytes; /* eager bytes of the peer that we keep */
   bool bye;             /* our GOODBYE is queued: nothing may follow it */
+  /* sends that are not waited for (message.c) */
+  int64_t sent_ns; /* the last of them */
+  unsigned burst;  /* those before it that came close behind each other */
+  uint32_t held;   /* bytes queued since the last write */
   /* reading */
   uint8_t header[PERIGEE_FRAME_SIZE];
   size_t header_have;
@@ -192,6 +196,7 @@ struct perigee__mesh {
   bool armed;      /* the rings ask for kicks */
   bool
       ended; /* a xfer without on_done has ended since the lock was taken: its waiter may be standing by */
+  bool hold; /* the lock is given up without writing what is queued (message.c) */
   bool closing;
   bool spins_at_all;      /* ranks do not outnumber cores; set before mesh is shared */
   int64_t spin_ns;        /* how long a waiting thread polls before it sleeps (spin.c) */

@@ -197,6 +197,48 @@ static void nobody_waits(member *m) {
   free(buf);
 }
 
+/* Many small sends close behind each other, which may be written together: all go out, whether somebody waits for them or
+ * not, though one of them is taken back. */
+static void bursts(member *m) {
+  enum {
+    SENDS = 200,
+    TAKEN = 150,
+    SIZE = 64
+  };
+  job jobs[SENDS];
+  uint8_t data[SENDS][SIZE];
+  for (uint64_t round = 0; round < 20; round++) {
+    jobs_init(m, SENDS, jobs);
+    meet(m, round);
+    for (uint64_t i = 0; i < SENDS && m->me == 0; i++) {
+      fill(data[i], SIZE, i * 64);
+      jobs[i].x.on_done = i == TAKEN ? NULL : on_done;
+      perigee__mesh_send(m->mesh, &m->fate, 1, key_of_tag(i), data[i], SIZE, 0, &jobs[i].x);
+    }
+    if (m->me == 0)
+      perigee__mesh_cancel(m->mesh, &jobs[TAKEN].x);
+    int64_t until = patience();
+    for (uint64_t i = 0; i < SENDS; i++) {
+      if (m->me == 1 && i != TAKEN)
+        recv_filled(m, 0, i, SIZE);
+      while (m->me == 0 && i != TAKEN && atomic_load(&jobs[i].word) == 0) {
+        CHECK(!perigee__passed(until));
+        if (round % 2 == 0)
+          perigee__sleep_ns(MS / 10);
+        else
+          CHECK_OK(perigee__mesh_wait_word(m->mesh, &jobs[i].word, 0, until));
+      }
+    }
+    uint8_t taken[SIZE]; /* may have been too late */
+    perigee__xfer x = {0};
+    if (m->me == 1)
+      perigee__mesh_recv(m->mesh, &m->fate, 0, key_of_tag(TAKEN), taken, SIZE, 0, &x);
+    meet(m, 100 + round);
+    if (m->me == 1)
+      perigee__mesh_cancel(m->mesh, &x);
+  }
+}
+
 /* After a driver has left, what comes is noticed soon. */
 static void after_a_driver(member *m) {
   for (uint64_t i = 0; i < 30; i++) {
@@ -270,14 +312,15 @@ BOTH(ping_pongs, 2)
 BOTH(words, 2)
 BOTH(posting, 2)
 BOTH(nobody_waits, 2)
+BOTH(bursts, 2)
 BOTH(after_a_driver, 2)
 BOTH(failing_wakes, 2)
 #define TESTS(_name) cmocka_unit_test(_name##_shm), cmocka_unit_test(_name##_tcp)
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      TESTS(ping_pongs),   TESTS(words),          TESTS(posting),
-      TESTS(nobody_waits), TESTS(after_a_driver), TESTS(failing_wakes),
+      TESTS(ping_pongs), TESTS(words),          TESTS(posting),       TESTS(nobody_waits),
+      TESTS(bursts),     TESTS(after_a_driver), TESTS(failing_wakes),
   };
   return run_all("mesh_waiters", tests, sizeof(tests) / sizeof(tests[0]));
 }

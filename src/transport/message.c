@@ -13,6 +13,14 @@ enum {
   POLLS = 150
 };
 
+/* Sends that are written together. HELD_FRAMES: no more than one write takes. */
+enum {
+  BURST_BEGINS = 4,
+  HELD_FRAMES = 32,
+  HELD_BYTES = 16 << 10
+};
+#define BURST_GAP_NS (5 * PERIGEE_NS_PER_US)
+
 void perigee__xfer_end(perigee__mesh *mesh, perigee__xfer *xfer, int status) {
   xfer->status = status;
   xfer->phase = PERIGEE_XFER_DONE;
@@ -118,6 +126,22 @@ void perigee__xfer_timer_init(perigee__mesh *mesh) {
 
 /* ---- posting ----------------------------------------------------------------------------------- */
 
+/*
+ * Whether a send that is queued may wait a moment for others to go with it. Sends that follow each other closely, and that nobody waits for
+ * yet, cost a fraction when they are written together. Who waits for any message writes them first, and so does every other call; the
+ * I/O thread does when there is none, in its next nap (a millisecond). The first of them never wait.
+ */
+static bool may_wait(perigee__channel *chan, const perigee__xfer *xfer) {
+  if (xfer->on_done == NULL || xfer->phase != PERIGEE_XFER_QUEUED || chan->stream == NULL ||
+      !chan->stream->ops->staged)
+    return false;
+  int64_t now = perigee__now_ns();
+  chan->burst = now - chan->sent_ns < BURST_GAP_NS ? chan->burst + 1 : 0;
+  chan->sent_ns = now;
+  chan->held += (uint32_t)xfer->size + PERIGEE_FRAME_SIZE;
+  return chan->burst >= BURST_BEGINS && chan->burst % HELD_FRAMES != 0 && chan->held < HELD_BYTES;
+}
+
 /* The last of a call that posts, and that gives up the lock. */
 static bool posted(perigee__mesh *mesh, perigee__xfer *xfer) {
   bool ended = xfer->phase == PERIGEE_XFER_DONE;
@@ -147,6 +171,7 @@ bool perigee__mesh_send(perigee__mesh *mesh, perigee__fate *fate, int peer, peri
     send_to_self(mesh, xfer);
   else
     perigee__channel_send(&mesh->peers[peer], xfer);
+  mesh->hold = peer != mesh->rank && may_wait(&mesh->peers[peer].chan, xfer);
   return posted(mesh, xfer);
 }
 

@@ -78,7 +78,9 @@ bool perigee__mesh_prepare(void *arg, bool sleep) {
 
 void *perigee__mesh_collect(void *arg) {
   perigee__mesh *mesh = arg;
-  perigee__settle(mesh, false);
+  if (!mesh->hold)
+    perigee__settle(mesh, false);
+  mesh->hold = false;
   mesh->ended = false;
   if (perigee__list_empty(&mesh->completed))
     return NULL;
