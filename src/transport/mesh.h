@@ -147,6 +147,8 @@ typedef struct perigee__xfer {
  * Post a message. Never waits; buf is borrowed until done. Messages to one peer with one key arrive in the order posted. A message
  * that is small enough is sent without asking and kept by the receiver until it is wanted, within a budget per peer; a larger
  * one, or one beyond the budget, announces itself and its data moves when the receiver has posted its buffer, straight into it.
+ * A send with on_done that comes close behind others over TCP may be written together with what follows: when a thread waits for
+ * anything, with the next call, or else within a millisecond or two.
  * Posting never fails by return value: an error ends the xfer (status). Returns whether it has ended within the call, well or not.
  */
 bool perigee__mesh_send(perigee__mesh *mesh, perigee__fate *fate, int peer, perigee__key key,
