@@ -1,6 +1,7 @@
 /* One group's collectives: which engine runs them, and the ones of a group of one rank. */
 #include "coll/coll.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -13,9 +14,10 @@
 #include "tensor/reduce.h"
 
 struct perigee__coll {
-  perigee__mesh *mesh;   /* borrowed; NULL for one rank */
-  perigee__fate *fate;   /* borrowed */
-  perigee__arena *arena; /* owned; NULL: over the mesh */
+  perigee__mesh *mesh;      /* borrowed; NULL for one rank */
+  perigee__fate *fate;      /* borrowed */
+  perigee__arena *arena;    /* owned; NULL: over the mesh */
+  perigee__net_spare spare; /* block owned; used by who runs a call */
   perigee__tuning tuning;
 };
 
@@ -70,6 +72,7 @@ void perigee__coll_destroy(perigee__coll **coll_p) {
   if (coll == NULL)
     return;
   perigee__arena_destroy(&coll->arena);
+  free(coll->spare.block);
   free(coll);
   *coll_p = NULL;
 }
@@ -162,7 +165,7 @@ int perigee__coll_run(perigee__coll *coll, const perigee__coll_call *call, perig
   atomic_store_explicit(&coll->fate->entered, call->seq, memory_order_relaxed);
   if (coll->mesh == NULL)
     return run_alone(coll, call, error_p);
-  return coll->arena != NULL
-             ? perigee__shm_run(coll->arena, call, error_p)
-             : perigee__net_run(coll->mesh, coll->fate, &coll->tuning, call, error_p);
+  if (coll->arena != NULL)
+    return perigee__shm_run(coll->arena, call, error_p);
+  return perigee__net_run(coll->mesh, coll->fate, &coll->tuning, &coll->spare, call, error_p);
 }

@@ -65,9 +65,11 @@ static int run(perigee__net *net) {
 }
 
 int perigee__net_run(perigee__mesh *mesh, perigee__fate *fate, const perigee__tuning *tuning,
-                     const perigee__coll_call *call, perigee_error *error_p) {
+                     perigee__net_spare *spare, const perigee__coll_call *call,
+                     perigee_error *error_p) {
   perigee__net net;
   perigee__net_init(&net, mesh, fate, tuning, call, error_p);
+  net.spare = spare;
   int rc = run(&net);
   if (rc != 0)
     rc = perigee__net_fail_group(&net);

@@ -5,9 +5,19 @@
 #include "coll/coll.h"
 #include "coll/tuning.h"
 
-/** Run one collective over the mesh; contract of perigee__coll_run. */
+/**
+ * Scratch that the calls of one group use one after the other, so that none of them has to ask for pages and touch them anew, which takes
+ * longer than sending what stands in them. Grows to what a call has needed, up to 2 MiB. Owner: who owns the group's
+ * collectives; free(block) in the end.
+ */
+typedef struct perigee__net_spare {
+  unsigned char *block;
+  size_t bytes;
+} perigee__net_spare;
+
+/** Run one collective over the mesh; contract of perigee__coll_run. spare may be NULL. */
 PERIGEE_MUST_CHECK int perigee__net_run(perigee__mesh *mesh, perigee__fate *fate,
-                                        const perigee__tuning *tuning,
+                                        const perigee__tuning *tuning, perigee__net_spare *spare,
                                         const perigee__coll_call *call, perigee_error *error_p);
 
 /** All members together, before their first collective: compare what their collectives go by (select.h). ECONFIG on all ranks

@@ -53,8 +53,11 @@ typedef struct perigee__net {
   perigee__xfer **live; /* of perigee__msg: nlive <= reserved <= live_room */
   int nlive, reserved, live_room;
   perigee__roll roll;
-  perigee__net_block *blocks; /* scratch beyond the inline part */
-  unsigned char *free_at;     /* inline part: next free byte */
+  perigee__net_spare *spare; /* of the group, or NULL */
+  size_t spare_used;
+  perigee__net_block *blocks; /* scratch beyond the inline part and the spare */
+  size_t blocks_bytes;
+  unsigned char *free_at; /* inline part: next free byte */
   size_t free_bytes;
   perigee__xfer *inline_live[PERIGEE_NET_INLINE_LIVE];
   _Alignas(64) unsigned char inline_scratch[PERIGEE_NET_INLINE_SCRATCH];

@@ -102,7 +102,7 @@ static void work_until_error(child *c, int64_t timeout_ns, verdict *v) {
                                .deadline_ns = perigee__deadline_in(timeout_ns)};
     perigee_error error;
     atomic_store(&c->fate.entered, seq);
-    int rc = perigee__net_run(c->mesh, &c->fate, perigee__tuning_get(), &call, &error);
+    int rc = perigee__net_run(c->mesh, &c->fate, perigee__tuning_get(), NULL, &call, &error);
     if (rc == 0) {
       last = perigee__now_ns();
       continue;

@@ -6,6 +6,9 @@
 #include "base/assert.h"
 #include "coll/net_call.h"
 
+/* Of spare scratch: the pieces in which the algorithms work fit, whatever the vector. */
+#define SPARE_MAX ((size_t)2 << 20)
+
 static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
 void perigee__net_init(perigee__net *net, perigee__mesh *mesh, perigee__fate *fate,
@@ -23,14 +26,28 @@ void perigee__net_init(perigee__net *net, perigee__mesh *mesh, perigee__fate *fa
   net->nlive = net->reserved = 0;
   net->live_room = PERIGEE_NET_INLINE_LIVE;
   memset(&net->roll, 0, sizeof(net->roll));
+  net->spare = NULL;
+  net->spare_used = net->blocks_bytes = 0;
   net->blocks = NULL;
   net->free_at = net->inline_scratch;
   net->free_bytes = sizeof(net->inline_scratch);
 }
 
+/* Next time what this call had from malloc is there. Without memory there is just none to spare. */
+static void grow_spare(perigee__net *net) {
+  perigee__net_spare *spare = net->spare;
+  size_t need = net->spare_used + net->blocks_bytes;
+  if (spare == NULL || net->blocks_bytes == 0 || need > SPARE_MAX)
+    return;
+  free(spare->block);
+  spare->block = aligned_alloc(64, need);
+  spare->bytes = spare->block != NULL ? need : 0;
+}
+
 void perigee__net_fini(perigee__net *net) {
   while (net->nlive > 0)
     perigee__mesh_cancel(net->mesh, net->live[--net->nlive]);
+  grow_spare(net);
   while (net->blocks != NULL) {
     perigee__net_block *next = net->blocks->next;
     free(net->blocks);
@@ -51,6 +68,11 @@ void *perigee__net_buffer(perigee__net *net, size_t count, size_t size) {
     net->free_bytes -= bytes;
     return at;
   }
+  if (net->spare != NULL && bytes <= net->spare->bytes - net->spare_used) {
+    void *at = net->spare->block + net->spare_used;
+    net->spare_used += bytes;
+    return at;
+  }
   perigee__net_block *block = aligned_alloc(64, 64 + bytes);
   if (block == NULL) {
     perigee__net_blame_memory(net, bytes);
@@ -58,6 +80,7 @@ void *perigee__net_buffer(perigee__net *net, size_t count, size_t size) {
   }
   block->next = net->blocks;
   net->blocks = block;
+  net->blocks_bytes += bytes;
   return (unsigned char *)block + 64;
 }
 

@@ -532,6 +532,63 @@ static void many_segments(void **state) {
     }
 }
 
+/* ---- spare scratch ------------------------------------------------------------------------------- */
+
+/* It is there after the first call that needed it, the second one uses it, and what is too large is not kept. */
+static void uses_spare(test_rank *r) {
+  enum {
+    COUNT = 100000,
+    HUGE = 2000000
+  };
+  perigee__net_spare spare = {NULL, 0};
+  float *data = calloc(HUGE, sizeof(*data));
+  EXPECT(r, data != NULL, "memory");
+  rank_join(r, 1);
+  perigee__coll_call call = {.kind = PERIGEE_COLL_ALLREDUCE,
+                             .op = PERIGEE_OP_ALLREDUCE,
+                             .dtype = PERIGEE_F32,
+                             .redop = PERIGEE_REDOP_SUM,
+                             .ncontrib = r->n,
+                             .in = data,
+                             .out = data};
+  static const size_t counts[] = {COUNT, COUNT, HUGE, COUNT};
+  const unsigned char *first = NULL;
+  for (size_t i = 0; i < PERIGEE_COUNT(counts); i++) {
+    call.count = counts[i];
+    for (size_t k = 0; k < counts[i]; k++)
+      data[k] = (float)(k % 100) + (float)r->me;
+    r->spare = &spare;
+    int rc = rank_call(
+        r, &call, test_fp(PERIGEE_OP_ALLREDUCE, PERIGEE_F32, PERIGEE_REDOP_SUM, -1, counts[i]));
+    EXPECT(r, rc == 0, "allreduce: %s", r->error.message);
+    float others = (float)(r->n * (r->n - 1) / 2);
+    EXPECT(r, data[counts[i] - 1] == (float)(r->n * 99) + others, "%g",
+           (double)data[counts[i] - 1]);
+    if (i == 0)
+      first = spare.block;
+    EXPECT(r, spare.block != NULL && spare.block == first, "another block in call %zu", i);
+    EXPECT(r, spare.bytes >= COUNT * sizeof(float) && spare.bytes <= (size_t)2 << 20, "%zu bytes",
+           spare.bytes);
+  }
+  rank_leave(r);
+  free(spare.block);
+  free(data);
+}
+
+static void spare_scratch(void **state) {
+  (void)state;
+  perigee__tuning tuning = {.segment = 65536};
+  assert_int_equal(perigee__select_parse(&tuning.select, "allreduce:0-:recdbl"), 0);
+  assert_int_equal(perigee__select_parse(&tuning.select, perigee__select_builtin), 0);
+  perigee__tuning_set(&tuning);
+  test_world w;
+  world_open(&w, 4, PERIGEE_TRANSPORT_TCP);
+  w.over_rings = true;
+  world_run(&w, uses_spare, NULL);
+  world_close(&w);
+  perigee__tuning_set(NULL);
+}
+
 /* ---- random sequences ---------------------------------------------------------------------------- */
 
 static uint64_t next_random(uint64_t *state) {
@@ -572,10 +629,10 @@ static void random_sequences(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(alone),           cmocka_unit_test(two_ranks),
-      cmocka_unit_test(three_ranks),     cmocka_unit_test(four_ranks),
-      cmocka_unit_test(five_ranks),      cmocka_unit_test(eight_ranks),
-      cmocka_unit_test(over_rings),      cmocka_unit_test(many_segments),
-      cmocka_unit_test(random_sequences)};
+      cmocka_unit_test(alone),         cmocka_unit_test(two_ranks),
+      cmocka_unit_test(three_ranks),   cmocka_unit_test(four_ranks),
+      cmocka_unit_test(five_ranks),    cmocka_unit_test(eight_ranks),
+      cmocka_unit_test(over_rings),    cmocka_unit_test(many_segments),
+      cmocka_unit_test(spare_scratch), cmocka_unit_test(random_sequences)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

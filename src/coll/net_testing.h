@@ -51,6 +51,7 @@ typedef struct test_rank {
   void *arg;
   perigee__fate fate;
   perigee__coll *coll;
+  perigee__net_spare *spare; /* of calls without coll; or NULL */
   uint64_t seq;
   perigee_error error; /* of the last call */
 } test_rank;
@@ -151,8 +152,8 @@ static inline int rank_call(test_rank *r, perigee__coll_call *call, uint64_t fp)
   call->deadline_ns = perigee__deadline_in(call->timeout_ns);
   perigee__error_init(&r->error);
   if (r->world->over_rings)
-    return perigee__net_run(r->world->meshes[r->me], &r->fate, perigee__tuning_get(), call,
-                            &r->error);
+    return perigee__net_run(r->world->meshes[r->me], &r->fate, perigee__tuning_get(), r->spare,
+                            call, &r->error);
   return perigee__coll_run(r->coll, call, &r->error);
 }
 
