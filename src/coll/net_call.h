@@ -160,7 +160,8 @@ int perigee__net_broadcast_binomial(perigee__net *net);
 int perigee__net_broadcast_chain(perigee__net *net);
 int perigee__net_reduce_bruck(perigee__net *net, const perigee__reduce_plan *plan);
 int perigee__net_allreduce_recdbl(perigee__net *net, const perigee__reduce_plan *plan);
-int perigee__net_allreduce_halving(perigee__net *net, const perigee__reduce_plan *plan);
+/** Allreduce and reduce. */
+int perigee__net_halving(perigee__net *net, const perigee__reduce_plan *plan);
 int perigee__net_allreduce_oneshot(perigee__net *net, const perigee__reduce_plan *plan);
 /** Whether the group sits on several hosts, equally many ranks (more than one) on each. */
 bool perigee__net_has_hosts(const perigee__net *net);

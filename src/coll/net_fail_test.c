@@ -472,9 +472,12 @@ static void same_bits_everywhere(void **state) {
 
 static void deterministic_is_rank_order(void **state) {
   (void)state;
-  static const char *const rules[] = {"", "allreduce:0-:recdbl;reduce:0-:binomial",
+  static const char *const rules[] = {"",
+                                      "allreduce:0-:recdbl;reduce:0-:binomial",
                                       "allreduce:0-:ring;reduce:0-:chain",
-                                      "allreduce:0-:bruck;reduce:0-:bruck", "allreduce:0-:oneshot"};
+                                      "allreduce:0-:halving;reduce:0-:halving",
+                                      "allreduce:0-:bruck;reduce:0-:bruck",
+                                      "allreduce:0-:oneshot"};
   for (size_t i = 0; i < PERIGEE_COUNT(rules); i++)
     sums_with(rules[i], true);
 }

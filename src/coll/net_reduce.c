@@ -150,7 +150,7 @@ int perigee__net_allreduce(perigee__net *net) {
   case PERIGEE_ALGO_RECDBL:
     return perigee__net_allreduce_recdbl(net, &plan);
   case PERIGEE_ALGO_HALVING:
-    return perigee__net_allreduce_halving(net, &plan);
+    return perigee__net_halving(net, &plan);
   case PERIGEE_ALGO_ONESHOT:
     return perigee__net_allreduce_oneshot(net, &plan);
   case PERIGEE_ALGO_HIER:
@@ -177,6 +177,8 @@ int perigee__net_reduce(perigee__net *net) {
     return perigee__net_reduce_bruck(net, &plan);
   case PERIGEE_ALGO_BINOMIAL:
     return perigee__net_reduce_binomial(net, &plan);
+  case PERIGEE_ALGO_HALVING:
+    return perigee__net_halving(net, &plan);
   case PERIGEE_ALGO_DIRECT:
     PERIGEE_TRY(reduce_slices(net, &slices));
     return perigee__net_slices_direct(net, &plan, &slices);

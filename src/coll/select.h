@@ -35,8 +35,8 @@
   XX(BRUCK, bruck, true, "ABRGS",                                                                  \
      "data rides in the roll call's ceil(log2 n) messages, everyone gets everything: tiny data")   \
   XX(RECDBL, recdbl, false, "A", "recursive doubling, log2 n steps: small vectors, many ranks")    \
-  XX(HALVING, halving, false, "A",                                                                 \
-     "recursive halving, then doubling, 2 log2 n steps: medium vectors, many ranks")               \
+  XX(HALVING, halving, false, "AR",                                                                \
+     "recursive halving, then doubling (reduce: a gather), 2 log2 n steps: medium vectors")        \
   XX(ONESHOT, oneshot, true, "A", "every rank sends all it has to all, in segments: 2 or 3 ranks") \
   XX(DIRECT, direct, true, "ARGS",                                                                 \
      "each slice's owner hears from all ranks itself, 2 steps: large data, up to some 16 ranks")   \

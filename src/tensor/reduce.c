@@ -172,7 +172,22 @@ void perigee__reduce_add(const perigee__reduce_plan *p, void *acc, const void *s
 
 void perigee__reduce_add_acc(const perigee__reduce_plan *p, void *acc, const void *other,
                              size_t count) {
-  const void *const both[2] = {acc, other};
+  perigee__reduce_merge(p, acc, acc, other, count);
+}
+
+void perigee__reduce_pair(const perigee__reduce_plan *p, void *acc, const void *first,
+                          const void *second, size_t count) {
+  if (p->load == NULL && p->fold == NULL) {
+    perigee__reduce_merge(p, acc, first, second, count);
+    return;
+  }
+  perigee__reduce_load(p, acc, first, count);
+  perigee__reduce_add(p, acc, second, count);
+}
+
+void perigee__reduce_merge(const perigee__reduce_plan *p, void *acc, const void *first,
+                           const void *second, size_t count) {
+  const void *const both[2] = {first, second};
   p->merge(acc, both, 2, count * p->lanes, p->param);
 }
 
@@ -180,7 +195,7 @@ void perigee__reduce_finish(const perigee__reduce_plan *p, void *dst, const void
                             size_t count) {
   if (p->finish != NULL)
     p->finish(dst, acc, count * p->lanes, p->param);
-  else
+  else if (dst != acc)
     perigee__copy(dst, acc, count * p->acc_size);
 }
 

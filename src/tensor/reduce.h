@@ -69,6 +69,12 @@ void perigee__reduce_add(const perigee__reduce_plan *p, void *acc, const void *s
 /** acc := acc op other, both accumulators. */
 void perigee__reduce_add_acc(const perigee__reduce_plan *p, void *acc, const void *other,
                              size_t count);
+/** acc := one contribution op another. acc may be the first when the accumulator has the dtype's size. */
+void perigee__reduce_pair(const perigee__reduce_plan *p, void *acc, const void *first,
+                          const void *second, size_t count);
+/** acc := one accumulator op another. acc may be either. */
+void perigee__reduce_merge(const perigee__reduce_plan *p, void *acc, const void *first,
+                           const void *second, size_t count);
 /** dst := the result. dst may be acc when the accumulator has the dtype's size. */
 void perigee__reduce_finish(const perigee__reduce_plan *p, void *dst, const void *acc,
                             size_t count);

@@ -402,6 +402,10 @@ static void test_merge(void **state) {
         perigee__reduce_add_acc(&p, a, b, COUNT);
         perigee__reduce_finish(&p, got, a, COUNT);
         check_same("merge", p.dtype, kind, N, COUNT, got, expected);
+        perigee__reduce_pair(&p, a, srcs[0], srcs[1], COUNT);
+        perigee__reduce_merge(&p, b, a, b, COUNT);
+        perigee__reduce_finish(&p, got, b, COUNT);
+        check_same("pair and merge", p.dtype, kind, N, COUNT, got, expected);
         free(a);
         free(b);
         free(got);
