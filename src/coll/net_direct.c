@@ -7,6 +7,8 @@
  * ones are still coming. Slices may differ in length; a segment that a slice does not have is not sent.
  * Sums are left folds in rank order, rounded once, by one rank: deterministic, and the same bits everywhere.
  *
+ * The link of the roll call carries the part for the right neighbour in segment 0; two ranks without gather need no other message.
+ *
  * In place is safe: the finished segment overwrites what had to reach its owner before it could be finished.
  *
  *   n = 4, to slice 1's owner:  0 -\          and back:   /-> 0
@@ -39,6 +41,8 @@ typedef struct state {
   perigee__net *net;
   const perigee__reduce_plan *plan;
   const perigee__slices *slices;
+  bool linked; /* the link carries a part */
+  int left, right;
   size_t segment, nsegments;
   perigee__msg *msgs;    /* [DEPTH][WAYS][n] */
   unsigned char *theirs; /* [DEPTH][n][segment]: contributions to the own slice */
@@ -59,6 +63,9 @@ static size_t count_of(const state *s, int slice, size_t j) {
   return count - at < s->segment ? count - at : s->segment;
 }
 
+/* What goes over the link is not sent again. */
+static bool on_link(const state *s, size_t j) { return s->linked && j == 0; }
+
 static int post(state *s, size_t j) {
   perigee__net *net = s->net;
   int n = net->n;
@@ -68,7 +75,7 @@ static int post(state *s, size_t j) {
   for (int i = 1; i < n; i++) {
     int peer = (net->me - i + n) % n;
     size_t bytes = count_of(s, peer, j) * size;
-    if (own > 0)
+    if (own > 0 && !(on_link(s, j) && peer == s->left))
       perigee__net_recv(net, &msgs_of(s, j, PART_IN)[peer], peer, STEP_PART, theirs_of(s, j, peer),
                         own);
     if (bytes > 0 && s->slices->gather)
@@ -78,7 +85,7 @@ static int post(state *s, size_t j) {
   for (int i = 1; i < n; i++) { /* not all to rank 0 first */
     int peer = (net->me + i) % n;
     size_t bytes = count_of(s, peer, j) * size;
-    if (bytes > 0)
+    if (bytes > 0 && !(on_link(s, j) && peer == s->right))
       perigee__net_send(net, &msgs_of(s, j, PART_OUT)[peer], peer, STEP_PART,
                         s->slices->in[peer] + at, bytes);
   }
@@ -91,6 +98,8 @@ static int fold(state *s, size_t j) {
   size_t count = count_of(s, me, j), at = j * s->segment * s->plan->size;
   if (count == 0)
     return 0;
+  if (on_link(s, j))
+    PERIGEE_TRY(perigee__roll_wait(net));
   PERIGEE_TRY(perigee__net_wait_all(net, msgs_of(s, j, PART_IN), (size_t)n));
   for (int r = 0; r < n; r++)
     s->srcs[r] = theirs_of(s, j, r);
@@ -122,12 +131,25 @@ static int allocate(state *s) {
   return s->msgs != NULL && s->theirs != NULL && s->srcs != NULL ? 0 : net->error->code;
 }
 
+static int start(state *s) {
+  perigee__net *net = s->net;
+  size_t size = s->plan->size;
+  s->linked = s->slices->gather || !s->slices->some_empty;
+  if (!s->linked)
+    return perigee__roll_start(net);
+  return perigee__roll_link(net, s->slices->in[s->right], count_of(s, s->right, 0) * size,
+                            theirs_of(s, 0, s->left), count_of(s, net->me, 0) * size);
+}
+
 int perigee__net_slices_direct(perigee__net *net, const perigee__reduce_plan *plan,
                                const perigee__slices *slices) {
-  state s = {.net = net, .plan = plan, .slices = slices};
+  state s = {.net = net,
+             .plan = plan,
+             .slices = slices,
+             .left = (net->me + net->n - 1) % net->n,
+             .right = (net->me + 1) % net->n};
   PERIGEE_TRY(allocate(&s));
-  PERIGEE_TRY(slices->some_empty && !slices->gather ? perigee__roll_start(net)
-                                                    : perigee__roll_link(net, NULL, 0, NULL, 0));
+  PERIGEE_TRY(start(&s));
   for (size_t j = 0; j < s.nsegments + DEPTH - 1; j++) {
     if (j < s.nsegments)
       PERIGEE_TRY(post(&s, j));
