@@ -50,19 +50,21 @@ static bool same(const decision *a, const decision *b) {
 
 static decision decide_tcp(const perigee__place_facts *f, perigee__coll_kind kind, uint64_t bytes) {
   decision d = {"exchange", NULL, "every block goes straight to its rank"};
-  if (kind == PERIGEE_COLL_GATHER || kind == PERIGEE_COLL_SCATTER || kind == PERIGEE_COLL_ALLTOALL)
+  if (kind == PERIGEE_COLL_GATHER || kind == PERIGEE_COLL_SCATTER)
     return d;
   perigee__algo algo;
+  bool by_block = kind == PERIGEE_COLL_ALLGATHER || kind == PERIGEE_COLL_ALLTOALL;
   if (kind == PERIGEE_COLL_ALLGATHER)
     algo = perigee__net_allgather_way(f->tuning, f->n, (size_t)bytes, &d.rule);
+  else if (kind == PERIGEE_COLL_ALLTOALL)
+    algo = perigee__net_alltoall_way(f->tuning, f->n, (size_t)bytes, &d.rule);
   else
     d.rule = perigee__select_rule_for(f->tuning, kind, f->n,
                                       f->hosts && kind == PERIGEE_COLL_ALLREDUCE, bytes, &algo);
   d.path = perigee__algo_get((int)algo)->name;
   d.note = (int)algo == (int)d.rule->algo ? ""
-           : kind == PERIGEE_COLL_ALLGATHER
-               ? ", whose notes are not for blocks of this size"
-               : ", which does not sum in rank order (PERIGEE_DETERMINISTIC)";
+           : by_block                     ? ", whose notes are not for blocks of this size"
+                      : ", which does not sum in rank order (PERIGEE_DETERMINISTIC)";
   return d;
 }
 
@@ -107,7 +109,8 @@ static window stretch(const perigee__place_facts *f, perigee__coll_kind kind, ui
     bound(&w, r->min_bytes);
     bound(&w, r->end_bytes);
   }
-  bound(&w, 65537); /* notes of an allgather */
+  bound(&w, PERIGEE_NET_NOTE_MAX + 1);
+  bound(&w, PERIGEE_NET_LETTER_MAX + 1);
   if (f->table != NULL) {
     bound(&w, perigee__shm_inline_max(kind, f->n) + 1);
     bound(&w, f->table->facts.buffer_bytes + 1);

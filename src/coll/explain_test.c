@@ -83,6 +83,15 @@ static void who_decides(void **state) {
   assert_string_equal(c.path, "direct");
   assert_non_null(strstr(c.why, "notes"));
   assert_string_equal(ask(&p, PERIGEE_COLL_GATHER, 9, false).path, "exchange");
+
+  open_place(&p, "alltoall:0-:bruck", 4, false, PERIGEE_ARENA_PATH_AUTO, false);
+  c = ask(&p, PERIGEE_COLL_ALLTOALL, 4096, false);
+  assert_string_equal(c.path, "bruck");
+  assert_string_equal(c.possible, "bruck direct");
+  assert_int_equal(c.end, 4097);
+  c = ask(&p, PERIGEE_COLL_ALLTOALL, 4097, false);
+  assert_string_equal(c.path, "direct");
+  assert_non_null(strstr(c.why, "blocks of this size"));
 }
 
 /* A path that cannot be taken is passed over; one-shot ends with the buffer. */

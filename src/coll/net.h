@@ -25,9 +25,17 @@ PERIGEE_MUST_CHECK int perigee__net_run(perigee__mesh *mesh, perigee__fate *fate
 PERIGEE_MUST_CHECK int perigee__net_agree(perigee__mesh *mesh, perigee__fate *fate,
                                           const perigee__tuning *tuning, int64_t deadline_ns);
 
+enum {
+  PERIGEE_NET_NOTE_MAX = 65536, /* bytes of an allgather's block that goes with the roll call */
+  PERIGEE_NET_LETTER_MAX = 4096 /* the same of an alltoall */
+};
+
 /** How blocks of so many bytes travel in an allgather of n ranks; *rule_p: by which rule. */
 perigee__algo perigee__net_allgather_way(const perigee__tuning *tuning, int n, size_t bytes,
                                          const perigee__select_rule **rule_p);
+/** The same of an alltoall. */
+perigee__algo perigee__net_alltoall_way(const perigee__tuning *tuning, int n, size_t bytes,
+                                        const perigee__select_rule **rule_p);
 /** Whether the members sit on several hosts, equally many (more than one) on each. Alike on all ranks. */
 bool perigee__net_on_hosts(perigee__mesh *mesh, perigee__fate *fate, const perigee__tuning *tuning);
 

@@ -30,7 +30,7 @@ enum {
 };
 /* Longer blocks go direct even where the rules say bruck: a rank makes room for the notes without knowing the others' blocks,
  * and no note that can come may be too long for it. */
-#define NOTE_MAX ((size_t)65536)
+#define NOTE_MAX ((size_t)PERIGEE_NET_NOTE_MAX)
 
 typedef struct state {
   perigee__net *net;

@@ -36,8 +36,7 @@ static int post_with_mail(perigee__net *net, int to, size_t bytes, const void *m
     return net->error->code;
   memcpy(buf, roll->stage, bytes);
   memcpy(buf + bytes, &size, 8);
-  if (mail_bytes > 0)
-    memcpy(buf + bytes + 8, mail, mail_bytes);
+  memcpy(buf + bytes + 8, mail, mail_bytes);
   perigee__net_send(net, &roll->msgs[roll->round], to, roll->step + roll->round, buf,
                     bytes + 8 + mail_bytes);
   return 0;
@@ -59,8 +58,10 @@ static int post_round(perigee__net *net) {
   size_t held = roll->at[roll->known], mail_bytes = 0;
   size_t bytes = roll->at[notes_in_round(net->n, roll->round)];
   perigee__net_recv(net, recv, from, step, roll->stage + held, roll->stage_room - held);
-  const void *mail = roll->mail != NULL ? roll->mail->pick(roll->mail->arg, to, &mail_bytes) : NULL;
-  if (mail != NULL)
+  const void *mail = NULL;
+  if (roll->mail != NULL)
+    PERIGEE_TRY(roll->mail->pick(roll->mail->arg, to, &mail, &mail_bytes));
+  if (mail_bytes > 0)
     return post_with_mail(net, to, bytes, mail, mail_bytes);
   perigee__net_send(net, send, to, step, roll->stage, bytes);
   return 0;
@@ -145,7 +146,9 @@ int perigee__roll_start(perigee__net *net) {
 int perigee__roll_start_notes(perigee__net *net, const void *note, size_t bytes, size_t notes_room,
                               const perigee__mail *mail) {
   perigee__roll *roll = &net->roll;
-  size_t n = (size_t)net->n, frame = 16 * n + 8 + PERIGEE_MAIL_MAX; /* lengths and padding */
+  size_t n = (size_t)net->n, frame = 16 * n + 8; /* lengths and padding */
+  if (mail != NULL)
+    frame += mail->room;
   if (notes_room > SIZE_MAX / 2)
     return perigee__net_blame_memory(net, notes_room);
   roll->notes = true;

@@ -42,15 +42,12 @@ typedef struct perigee__msg {
   int live; /* place among the call's live messages, 1 .. nlive; 0: not among them */
 } perigee__msg;
 
-enum {
-  PERIGEE_MAIL_MAX = 1024
-}; /* bytes of one mail; more is a message of its own */
-
 /** What rides along for single ranks. */
 typedef struct perigee__mail {
   void *arg;
-  /** Data for peer, at most PERIGEE_MAIL_MAX bytes; NULL when there is none. */
-  const void *(*pick)(void *arg, int peer, size_t *bytes_p);
+  size_t room; /* bytes that a mail from any rank may have */
+  /** Data for peer in *data_p, valid until the next call of pick; *bytes_p 0 when there is none. Fills the error. */
+  int (*pick)(void *arg, int peer, const void **data_p, size_t *bytes_p);
   /** Mail from peer has come. data is valid during the call. */
   int (*deliver)(void *arg, int peer, const void *data, size_t bytes);
 } perigee__mail;

@@ -54,7 +54,10 @@ const char perigee__select_builtin[] =
     "reduce_scatter@2:0-4k:bruck,4k-:direct;"
     "reduce_scatter@3-4:0-8k:bruck,8k-64k:direct,64k-:ring;"
     "reduce_scatter@5-16:0-4k:bruck,4k-256k:direct,256k-:ring;"
-    "reduce_scatter:0-256:bruck,256-:ring";
+    "reduce_scatter:0-256:bruck,256-:ring;"
+    "alltoall@2-3:0-:direct;"
+    "alltoall@4-16:0-4k:bruck,4k-:direct;"
+    "alltoall:0-512:bruck,512-:direct";
 
 const perigee__algo_info *perigee__algo_get(int algo) {
   return algo >= 0 && algo < PERIGEE_ALGO_COUNT ? &algos[algo] : NULL;

@@ -32,13 +32,13 @@
 
 /* XX(NAME, name, sums in rank order, kinds it can do (letters: see KINDS in select.c), what it is good for) */
 #define PERIGEE_ALGO_MAP(XX)                                                                       \
-  XX(BRUCK, bruck, true, "ABRGS",                                                                  \
+  XX(BRUCK, bruck, true, "ABRGST",                                                                 \
      "data rides in the roll call's ceil(log2 n) messages, everyone gets everything: tiny data")   \
   XX(RECDBL, recdbl, false, "A", "recursive doubling, log2 n steps: small vectors, many ranks")    \
   XX(HALVING, halving, false, "AR",                                                                \
      "recursive halving, then doubling (reduce: a gather), 2 log2 n steps: medium vectors")        \
   XX(ONESHOT, oneshot, true, "A", "every rank sends all it has to all, in segments: 2 or 3 ranks") \
-  XX(DIRECT, direct, true, "ARGS",                                                                 \
+  XX(DIRECT, direct, true, "ARGST",                                                                \
      "each slice's owner hears from all ranks itself, 2 steps: large data, up to some 16 ranks")   \
   XX(HIER, hier, false, "A",                                                                       \
      "within each host, between counterparts, within each host: large vectors, several hosts")     \
