@@ -35,6 +35,18 @@ describe("conformance table", function()
     end)
   end
 
+  it("holds on 5 ranks by halving and bruck", function()
+    local run = support.bash(([[
+      export PERIGEE_TRANSPORT=tcp PERIGEE_TIMEOUT=50 PERIGEE_SELECT="allreduce+reduce:0-:halving;alltoall:0-:bruck"
+      timeout -k 2 170 $P run -n 5 --timeout 160 %s/spec/conformance/table.lua
+    ]]):format(root), nil, 180)
+    assert.equal(0, run.code, run.out .. run.err)
+    local cells, used = run.out:match "(%d+) cells passed %((%a+)"
+    assert.is_truthy(cells, run.out)
+    assert.is_true(tonumber(cells) > 1000)
+    assert.equal("tcp", used)
+  end)
+
   for _, path in ipairs { "inline", "oneshot", "twoshot", "cma", "symmetric", "tcp" } do
     it("holds with PERIGEE_PATH=" .. path, function()
       local run = support.bash(([[

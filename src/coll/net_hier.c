@@ -275,7 +275,7 @@ static int allocate(state *s) {
   size_t size = s->plan->size, acc_size = s->plan->acc_size;
   size_t longest = perigee__slice_at(s->count, s->locals, 1); /* slice 0 is never shorter */
   size_t most = SCRATCH_MAX / (DEPTH * (locals * size + hosts * acc_size));
-  s->piece = perigee__net_segment(net, size) * hosts;
+  s->piece = perigee__net_segment(net, size);
   if (s->piece > most)
     s->piece = most > 0 ? most : 1;
   if (s->piece > longest)

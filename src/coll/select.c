@@ -35,24 +35,27 @@ static const struct {
 };
 
 /* Ends of ranges: measured between processes on one host over TCP, 2 cores, with 2, 4 and 8 ranks; beyond 16 ranks, from the counts of
- * steps and bytes. direct keeps n-1 connections busy, so it ends where that is many, or where so many messages of large data get in each
- * other's way. hier: 2 ranks on each of two hosts (network namespaces of one machine joined by veth). */
+ * steps and bytes. Where two are about as quick it is the one that moves fewer bytes: a network is slower than this. direct keeps n-1
+ * connections busy, so it ends where that is many, or where so many messages of large data get in each other's way. hier: 2 ranks on
+ * each of two hosts (network namespaces of one machine joined by veth, with and without a limit of 1 Gbit/s). */
 const char perigee__select_builtin[] =
-    "allreduce@4-:2m-:hier;"
-    "allreduce@2:0-4k:bruck,4k-512k:oneshot,512k-:direct;"
-    "allreduce@3-4:0-4k:bruck,4k-64k:oneshot,64k-256k:direct,256k-:ring;"
+    "allreduce@4-:32k-:hier;"
+    "allreduce@2:0-4k:bruck,4k-64k:oneshot,64k-:direct;"
+    "allreduce@3:0-4k:bruck,4k-64k:oneshot,64k-256k:direct,256k-:ring;"
+    "allreduce@4:0-4k:bruck,4k-32k:recdbl,32k-512k:halving,512k-:ring;"
     "allreduce@5-16:0-4k:bruck,4k-64k:recdbl,64k-256k:halving,256k-:ring;"
     "allreduce:0-256:bruck,256-32k:recdbl,32k-512k:halving,512k-:ring;"
     "broadcast:0-16k:bruck,16k-512k:binomial,512k-:chain;"
     "reduce@2:0-16k:bruck,16k-:chain;"
     "reduce@3-4:0-1k:bruck,1k-128k:direct,128k-:chain;"
-    "reduce@5-16:0-1k:bruck,1k-32k:direct,32k-:chain;"
-    "reduce:0-256:bruck,256-16k:binomial,16k-:chain;"
+    "reduce@5-16:0-1k:bruck,1k-32k:direct,32k-1m:binomial,1m-:chain;"
+    "reduce:0-256:bruck,256-16k:binomial,16k-4m:halving,4m-:chain;"
     "allgather@2:0-4k:bruck,4k-:direct;"
-    "allgather@3-16:0-16k:bruck,16k-256k:direct,256k-:ring;"
+    "allgather@3-4:0-16k:bruck,16k-64k:direct,64k-:ring;"
+    "allgather@5-16:0-16k:bruck,16k-256k:direct,256k-:ring;"
     "allgather:0-2k:bruck,2k-:ring;"
-    "reduce_scatter@2:0-4k:bruck,4k-:direct;"
-    "reduce_scatter@3-4:0-8k:bruck,8k-64k:direct,64k-:ring;"
+    "reduce_scatter@2:0-1k:bruck,1k-:direct;"
+    "reduce_scatter@3-4:0-4k:bruck,4k-256k:direct,256k-:ring;"
     "reduce_scatter@5-16:0-4k:bruck,4k-256k:direct,256k-:ring;"
     "reduce_scatter:0-256:bruck,256-:ring;"
     "alltoall@2-3:0-:direct;"
