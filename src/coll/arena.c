@@ -28,7 +28,7 @@
  * BARE_POLLS: about twice as long as a line takes to come over; PAUSE alone is as long as that on some cores.
  * YIELDS: mode PARK, before it sleeps; 2 to 50 measured alike, more only burns time when some rank computes. */
 enum {
-  ARENA_VERSION = 3,
+  ARENA_VERSION = 4,
   PAGE = 4096,
   WIDEST = 16,
   SPIN_US = 50,

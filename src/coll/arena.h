@@ -40,6 +40,8 @@
  *   runs ahead by LINES - 1 phases, or BUFFERS - 2 when they use buffers, and then waits once for all of them.
  *   Nobody waits in a circle: of the ranks that have arrived at the least epoch none waits for another to arrive there or before.
  *
+ *   Lending: a root may let the others read its memory where it is. In a phase from root it counts those that have read it, in its status
+ *   line (perigee__arena_lend), and waits for them alone: they need no further phase.
  *   A rank may also leave a collective by arriving at its last meeting without waiting for it (perigee__arena_depart): it knows one meeting
  *   less then.
  *

@@ -47,7 +47,7 @@ static bool arrived(const perigee__arena *a, int rank) {
 
 /* Whether this rank waits for that one. */
 static bool missing(const perigee__arena *a, int rank) {
-  if (a->awaited == PERIGEE_ARENA_ALL)
+  if (a->awaited < 0)
     return !arrived(a, rank);
   /* acquire: as in arrived */
   return rank == a->awaited &&

@@ -85,12 +85,15 @@ typedef struct perigee__arena_park {
 typedef struct perigee__arena_status {
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t entered; /* relaxed: only shown in errors */
   _Atomic int32_t cpu;                                     /* last seen on; relaxed: a hint */
+  _Atomic uint32_t
+      staging; /* epoch it last staged data for as the one rank the others need; relaxed: a hint */
   _Atomic uint32_t closed; /* release when set, acquire in who waits */
   /* Words, as in lines, that count what this rank has handed to the root of a gather besides its line, and what roots have taken of it
    * (shm_gather.c). taken is written by the root. */
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t given;
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t taken;
-  perigee__vm_face face; /* for reading this rank's memory; written before the members agree */
+  _Atomic uint32_t returned; /* likewise: how many have read what this rank lends to all */
+  perigee__vm_face face;     /* for reading this rank's memory; written before the members agree */
 } perigee__arena_status;
 
 /* ---- this rank's view --------------------------------------------------------------------------- */
@@ -137,7 +140,7 @@ struct perigee__arena {
   uint32_t before; /* what that was when the call began */
   uint32_t known;  /* the last one that this rank knows all have arrived at */
   uint64_t check;  /* all this rank has done up to epoch: the fingerprint of every epoch, mixed */
-  int awaited;     /* who the wait that goes on is for: a rank, or ALL */
+  int awaited;     /* who the wait that goes on is for: a rank, ALL or READERS */
   _Atomic uint32_t *awaited_word; /* of the awaited rank, and the value it is to come to */
   uint32_t awaited_value;
   /* This rank's line without the word: the payload of the one to come once somebody has written to it, all of the last one otherwise. Arriving
@@ -258,10 +261,24 @@ void perigee__arena_depart(perigee__arena *a);
  */
 void perigee__arena_give(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__arena_await(perigee__arena *a, int rank);
+/** Before this rank, which all others need and none else, copies what it gives next: who waits for it on another core stays there. */
+static inline void perigee__arena_stages(perigee__arena *a) {
+  atomic_store_explicit(&a->status[a->me].staging, perigee__arena_epoch_after(a->epoch),
+                        memory_order_relaxed);
+}
 PERIGEE_MUST_CHECK int perigee__arena_await_all(perigee__arena *a);
 /** Wait until the word of a rank has come to value; what for is the caller's. Errors as of meet. */
 PERIGEE_MUST_CHECK int perigee__arena_await_word(perigee__arena *a, int rank,
                                                  _Atomic uint32_t *word, uint32_t value);
+/**
+ * Lending in a phase from root (broadcast, scatter): the others read the root's memory where it is.
+ *   lend            root, before give
+ *   give_back       another rank, when it has read
+ *   await_returned  root, before its caller has its memory back: until all others have. Errors as of meet
+ */
+void perigee__arena_lend(perigee__arena *a);
+void perigee__arena_give_back(perigee__arena *a, int root);
+PERIGEE_MUST_CHECK int perigee__arena_await_returned(perigee__arena *a);
 /** Move a word on and wake who sleeps on it (release; pairs with the acquire in await_word). */
 void perigee__arena_publish(_Atomic uint32_t *word, uint32_t value);
 /** perigee__arena_room, when it has to wait. */
@@ -293,7 +310,9 @@ typedef enum perigee__arena_reason { /* why a wait ended without what it waited 
 } perigee__arena_reason;
 
 enum {
-  PERIGEE_ARENA_ALL = -1 /* perigee__arena.awaited: the meeting this rank has arrived at */
+  /* perigee__arena.awaited: the meeting this rank has arrived at; all who read what it has lent in this phase */
+  PERIGEE_ARENA_ALL = -1,
+  PERIGEE_ARENA_READERS = -2
 };
 
 /** Reason to give up the wait that goes on. */

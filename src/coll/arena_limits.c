@@ -10,6 +10,9 @@
  *   past_caches  what a rank copies into its outputs goes past the caches (tensor/copy.h) when its tensors have this many bytes
  * Ends are not included: 33k is "up to 32 KiB".
  *
+ * With more ranks than cores what counts is how often a rank waits for one that has no core: the copy that lets a root or sender go at once
+ * is worth it up to some size. Broadcast, 4 and 8 ranks, us, in symmetric memory : through buffers: 64K 5.7:7.5, 12.9:13.9; 256K 14:21, 32:26;
+ * 512K 67:44, 134:52; 1M 160:124, 260:217; 4M 510:583, 987:1237.
  * Broadcast, gather and allgather, us for blocks of a size, by system call : through buffers. A core that reads from the other's cache what that has just
  * copied is quicker, from some MiB on, than one that reads memory by itself; with more ranks than cores a lender waits too long.
  *   broadcast  2 ranks 64K 3.4:11, 1M 51:82, 2M 169:183, 4M 352:326, 16M 1493:1265, 32M 4063:2622; 4 ranks 64K 23:12, 256K 77:30, 1M
@@ -41,7 +44,8 @@ const char perigee__arena_rules[] =
     "reduce_scatter/spin:2k-:symmetric,0-:buffers;"
     "reduce_scatter/park:16k-:symmetric,0-:buffers;"
     "broadcast/spin:8k-:symmetric,8k-3073k:cma,0-:buffers;"
-    "broadcast/park:64k-:symmetric,0-:buffers;"
+    "broadcast/park@0-4:64k-257k:symmetric,2m-:symmetric,0-:buffers;"
+    "broadcast/park:2m-:symmetric,0-:buffers;"
     "gather/spin@0-2:8k-:symmetric,8k-769k:cma,0-:buffers;"
     "gather/park:64k-:symmetric,768k-:cma,0-:buffers;"
     "allgather/park@0-4:64k-:symmetric,64k-:cma,0-:buffers;"
@@ -50,4 +54,4 @@ const char perigee__arena_rules[] =
     "scatter+alltoall/park@9-:16k-:symmetric,16k-:cma,0-:buffers;"
     "scatter+alltoall/park:64k-:symmetric,64k-:cma,0-:buffers;"
     "gather+allgather+scatter+alltoall/spin:8k-:symmetric,8k-:cma,0-:buffers;"
-    "twoshot_chunk=128k;copy_chunk/spin=64k;copy_chunk/park=128k;past_caches=" PAST;
+    "twoshot_chunk=128k;copy_chunk/spin=64k;copy_chunk/park=256k;past_caches=" PAST;

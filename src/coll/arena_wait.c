@@ -29,6 +29,7 @@
 /* PAUSE_POLLS: with PAUSE, about 1 us, between looks at clock, core and fate.
  * CROWDED_OFTEN, PARKED_OFTEN: waits in a row that a yield to the awaited rank has ended, and waits in mode PARK, before a rank looks for
  *   another core.
+ * STAGING_NS: as long as a rank may take to stage what others wait for; a buffer of the usual size takes a third of it.
  * SLICE_MS: of one sleep. Bounds what a lost wake-up costs: word_kick clears the bit, another rank sets it again, both between
  *   this rank's look and its falling asleep. After each slice a rank also looks whether the others do something else: nothing wakes
  *   it when they have gone on without it. The first one is short for that. */
@@ -39,6 +40,7 @@ enum {
   FIRST_SLICE_MS = 10,
   SLICE_MS = 100
 };
+#define STAGING_NS (40 * PERIGEE_NS_PER_US)
 #define CHECK_FACTOR UINT64_C(0x9e3779b97f4a7c15) /* odd */
 
 static void word_publish(_Atomic uint32_t *word, uint32_t epoch) {
@@ -115,12 +117,18 @@ static void spread(perigee__arena *a) {
 
 /* ---- mode SPIN --------------------------------------------------------------------------------- */
 
-/* Whether that rank was last seen on the core this one runs on: then it cannot come while this one polls. Tells the others as well. */
+/* Whether that rank, or one of the READERS, was last seen on the core this one runs on: then it cannot come while this one polls. Tells the
+ * others as well. */
 static bool same_core(const perigee__arena *a, int rank) {
   int cpu = sched_getcpu();
-  /* relaxed both: hints */
+  /* relaxed all: hints */
   atomic_store_explicit(&a->status[a->me].cpu, cpu, memory_order_relaxed);
-  return cpu >= 0 && atomic_load_explicit(&a->status[rank].cpu, memory_order_relaxed) == cpu;
+  if (rank >= 0)
+    return cpu >= 0 && atomic_load_explicit(&a->status[rank].cpu, memory_order_relaxed) == cpu;
+  for (int r = 0; r < a->n; r++)
+    if (r != a->me && atomic_load_explicit(&a->status[r].cpu, memory_order_relaxed) == cpu)
+      return cpu >= 0;
+  return false;
 }
 
 /* The line was not there at once. A yield helps when the awaited rank needs this very core, and gives a whole slice away
@@ -156,13 +164,31 @@ static perigee__arena_reason word_spin(perigee__arena *a, int rank, _Atomic uint
 
 /* ---- mode PARK --------------------------------------------------------------------------------- */
 
+/* The awaited rank copies right now what this one waits for, on another core: polled for as long as the copy may take. Who yields meanwhile
+ * waits for what the others on this core do as well. */
+static bool word_comes(const perigee__arena *a, int rank, _Atomic uint32_t *word, uint32_t epoch) {
+  if (rank < 0 || atomic_load_explicit(&a->status[rank].staging, memory_order_relaxed) != epoch ||
+      atomic_load_explicit(&a->status[rank].cpu, memory_order_relaxed) == sched_getcpu())
+    return false;
+  int64_t until = perigee__deadline_in(STAGING_NS);
+  do {
+    for (int i = 0; i < PAUSE_POLLS; i++) {
+      if (word_reached(word, epoch))
+        return true;
+      perigee__cpu_relax();
+    }
+  } while (!perigee__passed(until));
+  return false;
+}
+
 /* The slow part of a wait in mode PARK. With more ranks than cores a yield runs a rank that has not arrived, at a third of the price of sleeping
  * and being woken. It is bounded because it gives nothing to a rank that computes, and starves it when all others keep yielding. */
-static perigee__arena_reason word_park(perigee__arena *a, _Atomic uint32_t *word, uint32_t epoch) {
+static perigee__arena_reason word_park(perigee__arena *a, int rank, _Atomic uint32_t *word,
+                                       uint32_t epoch) {
   if (++a->crowded % PARKED_OFTEN == 0)
     spread(a);
   for (int i = 0; i < a->yields; i++) {
-    if (word_reached(word, epoch))
+    if (word_reached(word, epoch) || word_comes(a, rank, word, epoch))
       return PERIGEE_ARENA_GO_ON;
     if (perigee__fate_failed(a->fate))
       break;
@@ -175,7 +201,7 @@ static perigee__arena_reason word_park(perigee__arena *a, _Atomic uint32_t *word
 static perigee__arena_reason word_wait(perigee__arena *a, int rank, _Atomic uint32_t *word,
                                        uint32_t epoch) {
   return a->mode == PERIGEE_ARENA_SPIN ? word_spin(a, rank, word, epoch)
-                                       : word_park(a, word, epoch);
+                                       : word_park(a, rank, word, epoch);
 }
 
 /* Wait for all lines of the epoch this rank has arrived at. */
@@ -253,7 +279,7 @@ static bool arrive_park(perigee__arena *a, perigee__arena_line *mine, uint32_t e
 static int meet_park(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch,
                      perigee__arena_combine_fn combine, void *arg) {
   if (!arrive_park(a, mine, epoch, combine, arg)) {
-    perigee__arena_reason reason = word_park(a, &a->park->released, epoch);
+    perigee__arena_reason reason = word_park(a, PERIGEE_ARENA_ALL, &a->park->released, epoch);
     if (reason != PERIGEE_ARENA_GO_ON)
       return perigee__arena_give_up(a, reason);
   }
@@ -347,6 +373,26 @@ int perigee__arena_await(perigee__arena *a, int rank) {
                                                  : perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
 }
 
+void perigee__arena_lend(perigee__arena *a) {
+  /* relaxed: all that was lent before is returned; seen by who sees this rank's next line */
+  atomic_store_explicit(&a->status[a->me].returned, 0, memory_order_relaxed);
+}
+
+void perigee__arena_give_back(perigee__arena *a, int root) {
+  _Atomic uint32_t *word = &a->status[root].returned;
+  /* release: pairs with the acquire in await_word, directly or by the increments of the others, which form one release sequence */
+  uint32_t before = atomic_fetch_add_explicit(word, 2, memory_order_release);
+  if ((before >> 1) + 2 == (uint32_t)a->n && (before & PERIGEE_ARENA_WAITERS))
+    perigee__futex_wake(word, INT_MAX, true);
+}
+
+int perigee__arena_await_returned(perigee__arena *a) {
+  PERIGEE_TRY(perigee__arena_await_word(a, PERIGEE_ARENA_READERS, &a->status[a->me].returned,
+                                        (uint32_t)a->n - 1));
+  a->known = a->epoch;
+  return 0;
+}
+
 int perigee__arena_await_all(perigee__arena *a) { return lines_wait(a); }
 
 int perigee__arena_settle(perigee__arena *a) { return perigee__arena_await_all(a); }
@@ -356,6 +402,7 @@ void perigee__arena_kick(const perigee__arena *a) {
   for (int r = 0; r < a->n; r++) {
     word_kick(&a->status[r].given);
     word_kick(&a->status[r].taken);
+    word_kick(&a->status[r].returned);
     for (uint32_t i = 0; i < PERIGEE_ARENA_LINES; i++)
       word_kick(&perigee__arena_line_at(a, r, i)->word);
   }

@@ -101,6 +101,8 @@ bool perigee__shm_open_window(perigee__arena *a, const void *in, size_t in_bytes
 bool perigee__shm_open_blocks(perigee__arena *a, const perigee__block *blocks);
 /** After the first meeting: set a->in and a->out. Whether what the others have opened can be read: alike on all ranks. */
 bool perigee__shm_reach(perigee__arena *a);
+/** After a phase from root, when every rank can read every other's memory: set a->in for reading from the root. True. */
+bool perigee__shm_reach_root(perigee__arena *a);
 /** Address of the block that a rank has for `to`. */
 uint64_t perigee__shm_block_of(const perigee__arena *a, int rank, int to);
 /** dst := bytes at `at`, an address inside a rank's in (out) window of the first meeting, `age` meetings ago. */
@@ -112,6 +114,8 @@ PERIGEE_MUST_CHECK int perigee__shm_read_out(perigee__arena *a, const perigee__s
 PERIGEE_MUST_CHECK int perigee__shm_intact(perigee__arena *a);
 /** The last meeting of a collective that read directly. wait: this rank has lent memory. */
 PERIGEE_MUST_CHECK int perigee__shm_end(perigee__arena *a, bool wait);
+/** The same after a phase from root, in which the root has lent (perigee__arena_lend). */
+PERIGEE_MUST_CHECK int perigee__shm_end_from_root(perigee__arena *a);
 /** In this rank's line of the meeting to come. */
 static inline perigee__shm_window *perigee__shm_next_window(perigee__arena *a) {
   return (perigee__shm_window *)(void *)perigee__arena_next_payload(a, sizeof(perigee__shm_window));

@@ -7,7 +7,7 @@
  * then it writes the next chunk of rank r's block into the buffer of rank r, so that all buffers of the arena carry data: a buffer has
  * one writer between two meetings whoever owns it, which is all that the rule of reuse asks for. The root stages the next chunk while the
  * others take the one before. As many meetings more as the largest block has chunks behind its first piece.
- * Where the rules say so everybody copies its block from where it is, and the root waits for that in one more meeting.
+ * Where the rules say so everybody copies its block from where it is, and the root waits until they have.
  * The others learn from the root's line how long the largest block is, and so which of these it is.
  * Cost for blocks of M bytes: 2nM touched by the root (nothing when it lends), 2M by the others.
  */
@@ -58,20 +58,23 @@ static int scatter_rest(perigee__arena *a, size_t from, size_t longest) {
   return 0;
 }
 
-static int take_direct(perigee__arena *a) {
+static int read_direct(perigee__arena *a) {
   const perigee__coll_call *call = a->call;
-  bool root = a->me == call->root;
-  if (!root)
+  if (a->me != call->root)
     PERIGEE_TRY(perigee__shm_read_in(a, perigee__shm_window_of(a, call->root), call->root,
                                      call->out, perigee__shm_block_of(a, call->root, a->me),
                                      call->out_bytes));
-  return perigee__shm_end(a, root);
+  return perigee__shm_end_from_root(a);
 }
 
-/* After the first phase of a scatter that lends. In vain: through the buffers from the start. */
+/* After the first phase of a scatter that lends. Without the right to read the others' memory all have to be in symmetric memory; in vain:
+ * through the buffers from the start. */
 static int scatter_direct(perigee__arena *a, size_t longest) {
-  PERIGEE_TRY(perigee__arena_await_all(a));
-  return perigee__shm_reach(a) ? take_direct(a) : scatter_rest(a, 0, longest);
+  if (!a->cma)
+    PERIGEE_TRY(perigee__arena_await_all(a));
+  return (a->cma ? perigee__shm_reach_root(a) : perigee__shm_reach(a))
+             ? read_direct(a)
+             : scatter_rest(a, 0, longest);
 }
 
 static int scatter_root(perigee__arena *a) {
@@ -85,6 +88,8 @@ static int scatter_root(perigee__arena *a) {
     bool segment = perigee__shm_open_blocks(a, call->in_blocks);
     direct = perigee__shm_lends(a, longest, segment);
     a->aux |= direct ? PERIGEE_SHM_DIRECT : now.most > 0 ? PERIGEE_SHM_SMALL : 0;
+    if (direct)
+      perigee__arena_lend(a);
   }
   if (!inlined && !direct && now.most > 0) {
     stage_first(a, perigee__arena_small_at(a, a->me, perigee__arena_epoch_after(a->epoch)), now);

@@ -90,6 +90,18 @@ bool perigee__shm_reach(perigee__arena *a) {
   return a->cma || a->in.base != NULL;
 }
 
+bool perigee__shm_reach_root(perigee__arena *a) {
+  const perigee__shm_window *mine = perigee__shm_window_of(a, a->me);
+  uint32_t id = perigee__shm_window_of(a, a->call->root)->in_segment;
+  perigee__place place;
+  a->in = a->out = (perigee__reach){0};
+  /* Only who has a buffer of its own in a segment is sure to have it mapped until the end. */
+  if (id != 0 && mine->in_segment == id &&
+      perigee__segments_find(a->segments, (const void *)(uintptr_t)mine->in, 1, &place))
+    a->in = (perigee__reach){place.base, place.stride};
+  return true;
+}
+
 uint64_t perigee__shm_block_of(const perigee__arena *a, int rank, int to) {
   return perigee__arena_sizes_of(a, rank)[2 * a->n + to];
 }
@@ -125,6 +137,14 @@ int perigee__shm_intact(perigee__arena *a) {
   atomic_thread_fence(memory_order_seq_cst); /* pairs with perigee__arena_break */
   if (PERIGEE_UNLIKELY(atomic_load_explicit(&a->park->broken, memory_order_relaxed) != 0))
     return perigee__arena_give_up_broken(a);
+  return 0;
+}
+
+int perigee__shm_end_from_root(perigee__arena *a) {
+  if (a->me == a->call->root)
+    return perigee__arena_await_returned(a);
+  PERIGEE_TRY(perigee__shm_intact(a));
+  perigee__arena_give_back(a, a->call->root);
   return 0;
 }
 
