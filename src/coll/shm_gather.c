@@ -5,6 +5,7 @@
  * root and one sender, over two words of the sender's status. In the phase a sender announces its block, and
  *   line       up to 48 bytes are in it
  *   small      up to SMALL bytes are in its small buffer
+ *   whole      what a buffer holds is in its buffer of the epoch
  *   direct     longer ones, where that is quicker (arena_limits.c): lent; the sender waits until the root has read it
  *   chunks     others: through the sender's buffers, as many chunks ahead of the root as there are; it waits until all are taken
  * Words: `given` and `taken` of a sender count chunks and lent blocks, and are equal between collectives. Root and sender start from there:
@@ -18,6 +19,7 @@
 typedef enum way {
   IN_LINE,
   SMALL,
+  WHOLE,
   DIRECT,
   CHUNKS
 } way;
@@ -61,24 +63,37 @@ static int lend(perigee__arena *a, uint32_t from) {
   return answer == ((from + 1) & PERIGEE_ARENA_EPOCHS) ? 0 : send_chunks(a, answer);
 }
 
+/* Unless it lends. */
+static way way_for(const perigee__arena *a, size_t bytes) {
+  if (bytes <= PERIGEE_ARENA_INLINE)
+    return IN_LINE;
+  if (bytes <= PERIGEE_ARENA_SMALL && !perigee__shm_lends(a, bytes, true))
+    return SMALL;
+  return bytes <= a->buffer_bytes ? WHOLE : CHUNKS;
+}
+
 static int send(perigee__arena *a) {
+  static const uint32_t flags[] = {[SMALL] = PERIGEE_SHM_SMALL,
+                                   [WHOLE] = PERIGEE_SHM_WHOLE,
+                                   [DIRECT] = PERIGEE_SHM_DIRECT,
+                                   [CHUNKS] = 0};
   const perigee__coll_call *call = a->call;
   size_t bytes = call->in_bytes;
-  way how = bytes <= PERIGEE_ARENA_INLINE                                         ? IN_LINE
-            : bytes <= PERIGEE_ARENA_SMALL && !perigee__shm_lends(a, bytes, true) ? SMALL
-                                                                                  : CHUNKS;
-  uint32_t epoch = perigee__arena_epoch_after(a->epoch);
-  if (how == CHUNKS)
+  way how = way_for(a, bytes);
+  if (how >= WHOLE)
     PERIGEE_TRY(perigee__arena_room(a, PERIGEE_ARENA_BUFFER_ROOM));
+  perigee__shm_announce(a, how == IN_LINE, bytes);
+  bool segment = how >= WHOLE && perigee__shm_open_window(a, call->in, bytes, NULL, 0);
+  if (how >= WHOLE && perigee__shm_lends(a, bytes, segment))
+    how = DIRECT;
   if (how == IN_LINE)
     perigee__shm_copy(perigee__arena_next_payload(a, bytes), call->in, bytes);
   if (how == SMALL)
-    perigee__shm_copy(perigee__arena_small_at(a, a->me, epoch), call->in, bytes);
-  perigee__shm_announce(a, how == IN_LINE, bytes);
-  bool segment = how == CHUNKS && perigee__shm_open_window(a, call->in, bytes, NULL, 0);
-  if (how == CHUNKS && perigee__shm_lends(a, bytes, segment))
-    how = DIRECT;
-  a->aux |= how == DIRECT ? PERIGEE_SHM_DIRECT : how == SMALL ? PERIGEE_SHM_SMALL : 0;
+    perigee__shm_copy(perigee__arena_small_at(a, a->me, perigee__arena_epoch_after(a->epoch)),
+                      call->in, bytes);
+  if (how == WHOLE)
+    perigee__shm_copy(perigee__arena_next_slot(a, a->me), call->in, bytes);
+  a->aux |= flags[how];
   uint32_t from = count_of(&a->status[a->me].taken);
   perigee__arena_give(a);
   return how == DIRECT ? lend(a, from) : how == CHUNKS ? send_chunks(a, from) : 0;
@@ -90,12 +105,13 @@ static way way_of(const perigee__arena *a, int rank) {
   uint32_t aux = perigee__arena_line_of(a, rank)->aux;
   return aux & PERIGEE_SHM_INLINE   ? IN_LINE
          : aux & PERIGEE_SHM_SMALL  ? SMALL
+         : aux & PERIGEE_SHM_WHOLE  ? WHOLE
          : aux & PERIGEE_SHM_DIRECT ? DIRECT
                                     : CHUNKS;
 }
 
 /* What is there already. */
-static void take_small(perigee__arena *a) {
+static void take_staged(perigee__arena *a) {
   for (int r = 0; r < a->n; r++) {
     const perigee__block *block = &a->call->out_blocks[r];
     way how = way_of(a, r);
@@ -105,6 +121,8 @@ static void take_small(perigee__arena *a) {
       perigee__shm_copy(block->ptr, perigee__arena_line_of(a, r)->payload, block->bytes);
     else if (how == SMALL)
       perigee__shm_copy(block->ptr, perigee__arena_small_at(a, r, a->epoch), block->bytes);
+    else if (how == WHOLE)
+      perigee__shm_copy_out(a, block->ptr, perigee__arena_slot_of(a, r, 0), block->bytes);
   }
 }
 
@@ -156,7 +174,7 @@ static int take(perigee__arena *a) {
   perigee__arena_give(a);
   PERIGEE_TRY(perigee__arena_await_all(a));
   PERIGEE_TRY(perigee__shm_check(a, &most));
-  take_small(a);
+  take_staged(a);
   bool lent = (a->aux_any & PERIGEE_SHM_DIRECT) != 0;
   if (lent)
     PERIGEE_TRY(take_lent(a));

@@ -60,6 +60,7 @@ enum {                         /* perigee__arena_line.aux */
   PERIGEE_SHM_INLINE = 2,      /* payload holds the data; else a window */
   PERIGEE_SHM_DIRECT = 4,      /* nothing is staged: the others read it where it is */
   PERIGEE_SHM_SMALL = 8,       /* the data is in the small buffer */
+  PERIGEE_SHM_WHOLE = 16,      /* a block is in the buffer */
   PERIGEE_SHM_LENGTH_SHIFT = 8 /* bytes in payload */
 };
 
