@@ -88,7 +88,7 @@ static int broadcast_large(perigee__arena *a) {
   else
     PERIGEE_TRY(perigee__arena_meet(a, NULL, NULL));
   bool direct = (perigee__arena_line_of(a, call->root)->aux & PERIGEE_SHM_DIRECT) != 0;
-  if (direct && (a->cma ? perigee__shm_reach_root(a) : perigee__shm_reach(a)))
+  if (direct && (a->cma ? perigee__shm_reach_one(a, call->root) : perigee__shm_reach(a)))
     return broadcast_direct(a);
   if (!root && !direct)
     perigee__shm_copy_out(a, call->out, perigee__arena_slot_of(a, call->root, 0), first);

@@ -110,8 +110,29 @@ static way way_of(const perigee__arena *a, int rank) {
                                     : CHUNKS;
 }
 
-/* What is there already. */
-static void take_staged(perigee__arena *a) {
+static int take_lent(perigee__arena *a, int r) {
+  const perigee__block *block = &a->call->out_blocks[r];
+  const perigee__shm_window *w = perigee__shm_window_of(a, r);
+  PERIGEE_TRY(perigee__shm_read_in(a, w, r, block->ptr, w->in, block->bytes));
+  PERIGEE_TRY(perigee__shm_intact(a));
+  perigee__arena_publish(&a->status[r].taken, count_of(&a->status[r].taken) + 1);
+  return 0;
+}
+
+/* A large block of a sender whose line is there, while others still stage theirs: unless its size is wrong, which is found out later, or
+ * more must be known to read it. */
+static int take_early(perigee__arena *a, int r) {
+  const perigee__block *block = &a->call->out_blocks[r];
+  way how = way_of(a, r);
+  if ((how != WHOLE && how != DIRECT) || perigee__shm_sent(a, r, a->me) != block->bytes)
+    return 0;
+  if (how == DIRECT)
+    return a->cma && perigee__shm_reach_one(a, r) ? take_lent(a, r) : 0;
+  perigee__shm_copy_out(a, block->ptr, perigee__arena_slot_of(a, r, 0), block->bytes);
+  return 0;
+}
+
+static void take_small(perigee__arena *a) {
   for (int r = 0; r < a->n; r++) {
     const perigee__block *block = &a->call->out_blocks[r];
     way how = way_of(a, r);
@@ -121,26 +142,20 @@ static void take_staged(perigee__arena *a) {
       perigee__shm_copy(block->ptr, perigee__arena_line_of(a, r)->payload, block->bytes);
     else if (how == SMALL)
       perigee__shm_copy(block->ptr, perigee__arena_small_at(a, r, a->epoch), block->bytes);
-    else if (how == WHOLE)
-      perigee__shm_copy_out(a, block->ptr, perigee__arena_slot_of(a, r, 0), block->bytes);
   }
 }
 
-/* Blocks that were lent: read, or asked for in chunks. */
-static int take_lent(perigee__arena *a) {
+/* Without the right to read the others' memory blocks that were lent are in one symmetric segment, or asked for in chunks. */
+static int take_symmetric(perigee__arena *a) {
   bool reached = perigee__shm_reach(a);
   for (int i = 1; i < a->n; i++) {
     int r = (a->me + i) % a->n;
-    const perigee__block *block = &a->call->out_blocks[r];
     if (way_of(a, r) != DIRECT)
       continue;
-    perigee__arena_status *its = &a->status[r];
-    if (reached) {
-      const perigee__shm_window *w = perigee__shm_window_of(a, r);
-      PERIGEE_TRY(perigee__shm_read_in(a, w, r, block->ptr, w->in, block->bytes));
-      PERIGEE_TRY(perigee__shm_intact(a));
-    }
-    perigee__arena_publish(&its->taken, count_of(&its->taken) + (reached ? 1 : 2));
+    if (reached)
+      PERIGEE_TRY(take_lent(a, r));
+    else
+      perigee__arena_publish(&a->status[r].taken, count_of(&a->status[r].taken) + 2);
   }
   return 0;
 }
@@ -172,13 +187,18 @@ static int take(perigee__arena *a) {
   if (call->in_bytes > PERIGEE_ARENA_INLINE)
     (void)!perigee__shm_open_window(a, call->in, call->in_bytes, NULL, 0);
   perigee__arena_give(a);
-  PERIGEE_TRY(perigee__arena_await_all(a));
+  for (int i = 1; i < a->n; i++) {
+    int r = (a->me + i) % a->n;
+    PERIGEE_TRY(perigee__arena_await(a, r));
+    PERIGEE_TRY(take_early(a, r));
+  }
+  PERIGEE_TRY(perigee__arena_await_all(a)); /* they have come */
   PERIGEE_TRY(perigee__shm_check(a, &most));
-  take_staged(a);
-  bool lent = (a->aux_any & PERIGEE_SHM_DIRECT) != 0;
+  take_small(a);
+  bool lent = (a->aux_any & PERIGEE_SHM_DIRECT) != 0 && !a->cma;
   if (lent)
-    PERIGEE_TRY(take_lent(a));
-  return take_chunks(a, most, lent && !a->cma && a->in.base == NULL);
+    PERIGEE_TRY(take_symmetric(a));
+  return take_chunks(a, most, lent && a->in.base == NULL);
 }
 
 int perigee__shm_gather(perigee__arena *a) { return a->me == a->call->root ? take(a) : send(a); }

@@ -78,6 +78,8 @@ size_t perigee__shm_largest(const perigee__arena *a, const perigee__block *block
  * Errors: ETRUNC, ESHAPE, the same on all ranks, naming both; the group is failed.
  */
 PERIGEE_MUST_CHECK int perigee__shm_check(perigee__arena *a, size_t *most_p);
+/** Bytes that a rank whose line is there says it sends to another. */
+size_t perigee__shm_sent(const perigee__arena *a, int rank, int to);
 /** Scatter, on who has seen the root's line: only the own block is compared. *most_p as above. */
 PERIGEE_MUST_CHECK int perigee__shm_check_own(perigee__arena *a, size_t *most_p);
 
@@ -102,8 +104,8 @@ bool perigee__shm_open_window(perigee__arena *a, const void *in, size_t in_bytes
 bool perigee__shm_open_blocks(perigee__arena *a, const perigee__block *blocks);
 /** After the first meeting: set a->in and a->out. Whether what the others have opened can be read: alike on all ranks. */
 bool perigee__shm_reach(perigee__arena *a);
-/** After a phase from root, when every rank can read every other's memory: set a->in for reading from the root. True. */
-bool perigee__shm_reach_root(perigee__arena *a);
+/** When every rank can read every other's memory: set a->in for reading from this rank, whose line is there. True. */
+bool perigee__shm_reach_one(perigee__arena *a, int rank);
 /** Address of the block that a rank has for `to`. */
 uint64_t perigee__shm_block_of(const perigee__arena *a, int rank, int to);
 /** dst := bytes at `at`, an address inside a rank's in (out) window of the first meeting, `age` meetings ago. */

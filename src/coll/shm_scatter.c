@@ -72,7 +72,7 @@ static int read_direct(perigee__arena *a) {
 static int scatter_direct(perigee__arena *a, size_t longest) {
   if (!a->cma)
     PERIGEE_TRY(perigee__arena_await_all(a));
-  return (a->cma ? perigee__shm_reach_root(a) : perigee__shm_reach(a))
+  return (a->cma ? perigee__shm_reach_one(a, a->call->root) : perigee__shm_reach(a))
              ? read_direct(a)
              : scatter_rest(a, 0, longest);
 }

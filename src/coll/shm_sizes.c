@@ -121,6 +121,10 @@ static size_t announced(const perigee__arena *a, int rank, int index) {
                                          : (size_t)perigee__arena_sizes_of(a, rank)[index];
 }
 
+size_t perigee__shm_sent(const perigee__arena *a, int rank, int to) {
+  return announced(a, rank, to);
+}
+
 static int compare(perigee__arena *a, int from, int to, size_t sent, size_t room) {
   if (sent == room)
     return 0;

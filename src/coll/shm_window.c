@@ -90,9 +90,9 @@ bool perigee__shm_reach(perigee__arena *a) {
   return a->cma || a->in.base != NULL;
 }
 
-bool perigee__shm_reach_root(perigee__arena *a) {
+bool perigee__shm_reach_one(perigee__arena *a, int rank) {
   const perigee__shm_window *mine = perigee__shm_window_of(a, a->me);
-  uint32_t id = perigee__shm_window_of(a, a->call->root)->in_segment;
+  uint32_t id = perigee__shm_window_of(a, rank)->in_segment;
   perigee__place place;
   a->in = a->out = (perigee__reach){0};
   /* Only who has a buffer of its own in a segment is sure to have it mapped until the end. */
