@@ -406,6 +406,14 @@ static int step_slot(perigee__peer *peer) {
   return 1;
 }
 
+/* What a stream answered that had no bytes to give. Returns as step. */
+static int no_bytes(perigee__channel *chan, ssize_t answer) {
+  if (answer == -EAGAIN)
+    return 0;
+  chan->silent |= perigee__channel_is_silence(answer);
+  return -1;
+}
+
 /* One step: some bytes of a header or of a payload. > 0 progress, 0 nothing there, < 0 the end. */
 static int step(perigee__peer *peer) {
   perigee__channel *chan = &peer->chan;
@@ -418,7 +426,7 @@ static int step(perigee__peer *peer) {
   if (!chan->in_payload) {
     n = take_bytes(chan, chan->header + chan->header_have, PERIGEE_FRAME_SIZE - chan->header_have);
     if (n <= 0)
-      return n == -EAGAIN ? 0 : -1;
+      return no_bytes(chan, n);
     chan->header_have += (size_t)n;
     if (chan->header_have < PERIGEE_FRAME_SIZE)
       return 1;
@@ -439,11 +447,22 @@ static int step(perigee__peer *peer) {
   want = want < left ? want : left;
   n = take_bytes(chan, kept ? chan->dest + chan->at : sink, (size_t)want);
   if (n <= 0)
-    return n == -EAGAIN ? 0 : -1;
+    return no_bytes(chan, n);
   chan->at += (uint64_t)n;
   if (chan->at == chan->in.length)
     frame_ends(peer);
   return 1;
+}
+
+bool perigee__channel_is_silence(ssize_t error) {
+  return error == -ETIMEDOUT || error == -EHOSTUNREACH || error == -ENETUNREACH;
+}
+
+static const char *how_it_ended(const perigee__peer *peer) {
+  if (peer->ended_ns != 0)
+    return "its process ended";
+  return peer->chan.silent ? "its host cannot be reached"
+                           : "its connection ended without a goodbye";
 }
 
 bool perigee__channel_pump(perigee__peer *peer) {
@@ -460,8 +479,7 @@ bool perigee__channel_pump(perigee__peer *peer) {
       break;
     moved = true;
     if (rc < 0)
-      perigee__peer_lost(peer, peer->ended_ns != 0 ? "its process ended"
-                                                   : "its connection ended without a goodbye");
+      perigee__peer_lost(peer, how_it_ended(peer));
   }
   return moved;
 }

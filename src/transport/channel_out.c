@@ -238,6 +238,7 @@ static bool flush(perigee__peer *peer, bool turn) {
       return moved;
     }
     if (n < 0) {
+      chan->silent |= perigee__channel_is_silence(n);
       /* What the peer has sent before it went may still be there, a goodbye for instance. */
       perigee__channel_drain(peer);
       perigee__peer_lost(peer, "its connection broke");

@@ -75,6 +75,7 @@ typedef struct perigee__channel {
   uint64_t owed;        /* eager bytes of the peer that are off its account and not told yet */
   uint64_t early_bytes; /* eager bytes of the peer that we keep */
   bool bye;             /* our GOODBYE is queued: nothing may follow it */
+  bool silent;          /* the system has given the peer's host up */
   /* sends that are not waited for (message.c) */
   int64_t sent_ns; /* the last of them */
   unsigned burst;  /* those before it that came close behind each other */
@@ -250,6 +251,8 @@ void perigee__channel_init(perigee__channel *chan);
 void perigee__channel_fini(perigee__channel *chan);
 /** The stream is there: send what waits. */
 void perigee__channel_up(perigee__peer *peer, perigee__stream *stream);
+/** Whether this -errno of a stream says that the other end's host has not been heard of for too long. */
+bool perigee__channel_is_silence(ssize_t error);
 /** Read and handle what has come. Returns true when there was something. */
 bool perigee__channel_pump(perigee__peer *peer);
 /** Read until nothing is there or the stream has ended. For a peer that has ended: it adds nothing. */
