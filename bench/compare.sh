@@ -32,6 +32,8 @@ TEXT
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=bench/common.sh
 . bench/common.sh
+# shellcheck source=spec/net/spaces.sh
+. spec/net/spaces.sh
 
 ops='' ranks='' sizes='' peers='' rounds=3 budget=30 net='' rate='' dir=build/compare out='' fresh=0 only_report=0
 while [ $# -gt 0 ]; do
@@ -256,24 +258,17 @@ gloo() { # round ranks option...
 space_a=perigee-a space_b=perigee-b addr_a=10.77.0.1 addr_b=10.77.0.2
 
 drop_spaces() {
-  ip netns del $space_a 2>/dev/null || true
-  ip netns del $space_b 2>/dev/null || true
+  drop_space $space_a
+  drop_space $space_b
 }
 
 make_spaces() {
   spaces=1
   drop_spaces
-  ip netns add $space_a
-  ip netns add $space_b
-  ip link add veth0 netns $space_a type veth peer name veth0 netns $space_b
-  ip -n $space_a addr add $addr_a/24 dev veth0
-  ip -n $space_b addr add $addr_b/24 dev veth0
-  local s
-  for s in $space_a $space_b; do
-    ip -n "$s" link set lo up
-    ip -n "$s" link set veth0 up
-    [ -z "$rate" ] || ip netns exec "$s" tc qdisc add dev veth0 root tbf rate "$rate" burst 1mb latency 50ms
-  done
+  add_space $space_a
+  add_space $space_b
+  join_spaces $space_a $addr_a $space_b $addr_b
+  [ -z "$rate" ] || { limit_space $space_a "$rate" && limit_space $space_b "$rate"; }
   # stands in for ssh: the other "host" is a namespace, with a host name of its own
   cat >"$dir/ns-agent.sh" <<AGENT
 #!/bin/bash
