@@ -95,13 +95,14 @@ describe("a link", function()
   ]]
   local tail = "\nworld:close()\n"
 
-  --- Lines of a kind, by rank: { { code, ranks, seconds, text }, ... }
-  local function lines(run, what)
+  --- Lines of a kind, one of each of these ranks: { [1] = { code, ranks, seconds, text } of rank 0, ... }
+  local function lines(run, what, ...)
     local list = {}
     local pattern = "%[(%d)%] " .. what .. " (%S+) %[([%d,]*)%] (%d+) ([^\n]*)"
     for rank, code, ranks, seconds, text in run.out:gmatch(pattern) do
       list[rank + 1] = { code = code, ranks = ranks, seconds = tonumber(seconds), text = text }
     end
+    for _, rank in ipairs { ... } do assert(list[rank + 1], run.out) end
     return list
   end
 
@@ -124,7 +125,7 @@ describe("a link", function()
       if rank == 0 then ready() end
       try("recv", world.recv, perigee.zeros("f32", 4), (rank + 2) % 4)
       try("next", world.allreduce, 1)]])
-    local recv, next_op = lines(run, "recv"), lines(run, "next")
+    local recv, next_op = lines(run, "recv", 0, 1, 2, 3), lines(run, "next", 0, 1, 2, 3)
     for rank = 0, 3 do
       local e = recv[rank + 1]
       assert.is_truthy(e.code == "EPEERDEAD" or e.code == "EABORTED", run.out)
@@ -140,7 +141,7 @@ describe("a link", function()
       if rank == 0 then ready() end
       if rank == 1 then perigee.sleep(6) end
       try("sum", world.allreduce, perigee.zeros("f32", 1000))]])
-    local sum = lines(run, "sum")
+    local sum = lines(run, "sum", 0, 1, 2, 3)
     for rank = 0, 2 do
       local e = sum[rank + 1]
       assert.is_truthy(e.code == "EPEERDEAD" or e.code == "EABORTED", run.out)
@@ -155,7 +156,7 @@ describe("a link", function()
     local run = cut(2, 1, "cabled; limit_space host0 100mbit", [[
       local t = perigee.zeros("u8", 64 << 20)
       if rank == 0 then ready() try("big", world.send, t, 1) else try("big", world.recv, t, 0) end]])
-    local big = lines(run, "big")
+    local big = lines(run, "big", 0, 1)
     for rank = 0, 1 do
       local e = big[rank + 1]
       assert.same({ "EPEERDEAD", tostring(1 - rank) }, { e.code, e.ranks }, run.out)
@@ -169,7 +170,7 @@ describe("a link", function()
       if rank == 0 then ready() end
       if rank == 1 then perigee.sleep(1) end -- until the link is cut; it may have what it needs already
       try("sum", world.allreduce, 1, { timeout = 1.5 })]])
-    local sum = lines(run, "sum")
+    local sum = lines(run, "sum", 0, 1)
     assert.same({ "ETIMEDOUT", "1" }, { sum[1].code, sum[1].ranks }, run.out)
     for rank = 0, 1 do assert.is_true(sum[rank + 1].seconds < 15, run.out) end
   end)
@@ -186,7 +187,7 @@ describe("a link", function()
         try("sum", world.allreduce, perigee.zeros("f32", 1000))
         assert(t:equal(perigee.full("u8", N, 7)))]] .. tail }, 60)
     for _, what in ipairs { "big", "sum" } do
-      local list = lines(run, what)
+      local list = lines(run, what, 0, 1)
       assert.same({ "fine", "fine" }, { list[1].code, list[2].code }, run.out)
     end
   end)
@@ -218,7 +219,7 @@ describe("a link", function()
         try("sum", world.allreduce, 1)]] .. tail }, 90)
     assert.is_truthy(run.out:find("small came before half of the big one: true", 1, true), run.out)
     assert.is_truthy(run.out:find("the big one was under way then: true", 1, true), run.out)
-    local never, sum = lines(run, "never")[2], lines(run, "sum")
+    local never, sum = lines(run, "never", 1)[2], lines(run, "sum", 0, 1)
     assert.same({ "ETIMEDOUT", "0" }, { never.code, never.ranks }, run.out)
     assert.same({ "fine", "fine" }, { sum[1].code, sum[2].code }, run.out)
   end)
