@@ -224,9 +224,11 @@ void perigee__nodes_leave(perigee__nodes *nodes) {
   while (nodes->beating)
     uv_run(loop, UV_RUN_ONCE);
   prepare_tell(nodes);
-  /* Until the others know what there is to know and, on node 0, need the store no more. */
-  while (!nodes->job->abandon && !nodes->lost &&
-         ((nodes->tell[0] != '\0' && !nodes->told) || (first && nodes->nleft > 0)))
+  /* Until the others know what there is to know and, on node 0, need the store no more. A beat that is under way has not
+   * counted all that are left. */
+  while (!nodes->job->abandon &&
+         (nodes->beating || (!nodes->lost && ((nodes->tell[0] != '\0' && !nodes->told) ||
+                                              (first && nodes->nleft > 0)))))
     uv_run(loop, UV_RUN_ONCE);
   uv_timer_stop(&nodes->timer);
   while (nodes->beating)
