@@ -58,7 +58,7 @@ launch() {
     id=()
     [ $identity = container ] || id=(-x "PERIGEE_HOST_ID=host$i")
     ip netns exec "host$i" "$P" run -n "$n" --nnodes "$hosts" --node-rank "$i" --endpoint "$(address 0):29500" \
-      --timeout "$limit" --grace 2 -x "PERIGEE_BIND=$(address "$i")" "${id[@]}" "$@" &
+      --timeout "$limit" --grace 2 "${id[@]}" "$@" &
     pids+=($!)
   done
   for i in "${pids[@]}"; do

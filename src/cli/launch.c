@@ -12,6 +12,7 @@
 
 #include "base/alloc.h"
 #include "base/error.h"
+#include "cli/address.h"
 #include "cli/nodes.h"
 #include "cli/opts.h"
 #include "cli/paths.h"
@@ -44,7 +45,8 @@ static const char help[] =
     "\n"
     "Ranks get RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR, "
     "MASTER_PORT\n"
-    "and PERIGEE_RUN_ID; on a terminal also PERIGEE_TTY=1 and COLUMNS.\n"
+    "and PERIGEE_RUN_ID; on a terminal also PERIGEE_TTY=1 and COLUMNS. With several machines they\n"
+    "listen on PERIGEE_BIND: the address by which this machine reaches HOST, unless you set it.\n"
     "The exit code is that of the rank that failed first, 128 + signal if a signal ended it.\n"
     "Ctrl-C asks all ranks to end, a second one kills them.\n"
     "\n"
@@ -58,6 +60,7 @@ typedef struct launch {
   perigee__run_opts opts;
   perigee_store_server *server; /* NULL on nodes other than 0 */
   char run_id[33];
+  char bind[46];    /* PERIGEE_BIND for the ranks; empty: it is set, or there is one machine */
   const char *addr; /* of the store, borrowed */
   int port;
   char **argv; /* of every rank, owned array */
@@ -119,7 +122,12 @@ static int serve(launch *l) {
     PERIGEE_TRY(perigee_store_server_create(l->addr, o->port, &l->server));
     l->port = perigee_store_server_port(l->server);
   }
-  return o->nnodes > 1 ? perigee__nodes_join(&l->nodes, o, l->run_id) : 0;
+  if (o->nnodes == 1)
+    return 0;
+  /* Ranks of other machines reach those here where the others' launchers reach this one. */
+  if (getenv("PERIGEE_BIND") == NULL)
+    PERIGEE_TRY(perigee__address_towards(l->addr, l->port, l->bind, sizeof(l->bind)));
+  return perigee__nodes_join(&l->nodes, o, l->run_id);
 }
 
 /* ---- ranks ------------------------------------------------------------------------------------------- */
@@ -141,6 +149,8 @@ static perigee__rank_style style_of(const launch *l, int rank) {
 
 static int common_environ(const launch *l, perigee__environ *env) {
   const perigee__run_opts *o = &l->opts;
+  if (l->bind[0] != '\0')
+    PERIGEE_TRY(perigee__environ_put(env, "PERIGEE_BIND=%s", l->bind));
   for (int i = 0; i < o->nexports; i++)
     PERIGEE_TRY(perigee__environ_put(env, "%s", o->exports[i]));
   perigee__environ_drop(env, "PERIGEE_TTY");
