@@ -10,6 +10,7 @@
 #define PERIGEE_BASE_THREAD_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -40,6 +41,14 @@ void perigee__mutex_fini(perigee_mutex *m);
 void perigee__lock(perigee_mutex *m) PERIGEE_ACQUIRES(*m);
 bool perigee__trylock(perigee_mutex *m) PERIGEE_TRY_ACQUIRES(true, *m);
 void perigee__unlock(perigee_mutex *m) PERIGEE_RELEASES(*m);
+/** A full barrier right behind perigee__unlock of the thread: what it looks at next is not older than the unlock. */
+static inline void perigee__unlock_fence(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  atomic_signal_fence(memory_order_seq_cst); /* an unlock is a locked instruction */
+#else
+  atomic_thread_fence(memory_order_seq_cst);
+#endif
+}
 /** Number of ranked mutexes this thread holds (debug builds; 0 otherwise). */
 int perigee__locks_held(void);
 

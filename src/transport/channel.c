@@ -465,7 +465,12 @@ static const char *how_it_ended(const perigee__peer *peer) {
                            : "its connection ended without a goodbye";
 }
 
-bool perigee__channel_pump(perigee__peer *peer) {
+/* Whether a receive needs more of what comes in. */
+static bool wants_more(const perigee__xfer *xfer) {
+  return xfer->phase == PERIGEE_XFER_POSTED || xfer->phase == PERIGEE_XFER_LANDING;
+}
+
+bool perigee__channel_pump_for(perigee__peer *peer, const perigee__xfer *xfer) {
   perigee__channel *chan = &peer->chan;
   bool moved = false;
   chan->dry = false;
@@ -474,6 +479,8 @@ bool perigee__channel_pump(perigee__peer *peer) {
        i++) {
     if (chan->dry && chan->stage_at == chan->stage_end)
       break;
+    if (xfer != NULL && !wants_more(xfer))
+      break;
     int rc = step(peer);
     if (rc == 0)
       break;
@@ -481,6 +488,12 @@ bool perigee__channel_pump(perigee__peer *peer) {
     if (rc < 0)
       perigee__peer_lost(peer, how_it_ended(peer));
   }
+  return moved;
+}
+
+bool perigee__channel_pump(perigee__peer *peer) {
+  bool moved = perigee__channel_pump_for(peer, NULL);
+  perigee__ring_wake(&peer->ring);
   return moved;
 }
 

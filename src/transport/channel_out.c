@@ -100,6 +100,8 @@ static bool sent_in_slot(perigee__peer *peer, const perigee__frame *frame, const
   if (chan->stream != &peer->ring.stream || !perigee__list_empty(&chan->out) ||
       !perigee__ring_slot_fits(frame) || !perigee__ring_put_slot(&peer->ring, frame, payload))
     return false;
+  if (peer->mesh->posting_to != peer)
+    perigee__ring_wake(&peer->ring);
   if (xfer != NULL)
     sent(peer, xfer, frame->type);
   return true;

@@ -199,11 +199,12 @@ struct perigee__mesh {
       ended; /* a xfer without on_done has ended since the lock was taken: its waiter may be standing by */
   bool hold; /* the lock is given up without writing what is queued (message.c) */
   bool closing;
-  bool spins_at_all;      /* ranks do not outnumber cores; set before mesh is shared */
-  int64_t spin_ns;        /* how long a waiting thread polls before it sleeps (spin.c) */
-  unsigned spins;         /* times a thread has begun to */
-  int company;            /* 0: yields meet nobody (spin.c) */
-  int64_t no_yield_until; /* a yield took too long (spin.c) */
+  perigee__peer *posting_to; /* whoever posts to it does perigee__ring_wake behind the unlock */
+  bool spins_at_all;         /* ranks do not outnumber cores; set before mesh is shared */
+  int64_t spin_ns;           /* how long a waiting thread polls before it sleeps (spin.c) */
+  unsigned spins;            /* times a thread has begun to */
+  int company;               /* 0: yields meet nobody (spin.c) */
+  int64_t no_yield_until;    /* a yield took too long (spin.c) */
   _Atomic uint32_t
       events; /* changes when the lock has been given up; futex word of threads that wait while another drives */
   _Atomic uint32_t waiters;      /* such threads; seq_cst with events */
@@ -255,6 +256,8 @@ void perigee__channel_up(perigee__peer *peer, perigee__stream *stream);
 bool perigee__channel_is_silence(ssize_t error);
 /** Read and handle what has come. Returns true when there was something. */
 bool perigee__channel_pump(perigee__peer *peer);
+/** The same for a ring, until this receive has what it needs of it: what comes behind stays there. perigee__ring_wake is the caller's. */
+bool perigee__channel_pump_for(perigee__peer *peer, const perigee__xfer *xfer);
 /** Read until nothing is there or the stream has ended. For a peer that has ended: it adds nothing. */
 void perigee__channel_drain(perigee__peer *peer);
 /** Have perigee__settle look at the peer. */

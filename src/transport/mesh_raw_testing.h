@@ -127,6 +127,7 @@ static inline ssize_t raw_read_ring(raw_peer *raw, void *data, size_t size) {
     size_t n = slot.frame.type == PERIGEE_FRAME_EAGER ? (size_t)slot.frame.length : 0;
     perigee__frame_encode(&slot.frame, raw->slot);
     perigee__ring_take_slot(&raw->ring, &slot, raw->slot + PERIGEE_FRAME_SIZE, n);
+    perigee__ring_wake(&raw->ring);
     raw->slot_at = 0;
     raw->slot_end = PERIGEE_FRAME_SIZE + n;
   }

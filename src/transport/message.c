@@ -142,8 +142,8 @@ static bool may_wait(perigee__channel *chan, const perigee__xfer *xfer) {
   return chan->burst >= BURST_BEGINS && chan->burst % HELD_FRAMES != 0 && chan->held < HELD_BYTES;
 }
 
-/* The last of a call that posts, and that gives up the lock. */
-static bool posted(perigee__mesh *mesh, perigee__xfer *xfer) {
+/* The last of a call that posts, and that gives up the lock. ring: where something was put or taken last, or NULL. */
+static bool posted(perigee__mesh *mesh, perigee__xfer *xfer, perigee__ring_stream *ring) {
   bool ended = xfer->phase == PERIGEE_XFER_DONE;
   bool timed = !ended && xfer->on_done != NULL && xfer->deadline_ns != 0;
   xfer->posting = false;
@@ -153,7 +153,15 @@ static bool posted(perigee__mesh *mesh, perigee__xfer *xfer) {
     set_timer(mesh);
   }
   perigee__loop_used(mesh->loop);
+  /* Before callbacks run. */
+  if (ring != NULL && PERIGEE_UNLIKELY(!perigee__list_empty(&mesh->completed)))
+    perigee__ring_wake(ring);
+  bool wake = ring != NULL && perigee__ring_wake_due(ring);
   perigee__loop_unlock(mesh->loop);
+  if (wake) { /* the unlock is the barrier; rings live as long as the mesh */
+    perigee__unlock_fence();
+    perigee__ring_wake_now(ring);
+  }
   return ended;
 }
 
@@ -169,10 +177,13 @@ bool perigee__mesh_send(perigee__mesh *mesh, perigee__fate *fate, int peer, peri
     perigee__xfer_end(mesh, xfer, status);
   else if (peer == mesh->rank)
     send_to_self(mesh, xfer);
-  else
+  else {
+    mesh->posting_to = &mesh->peers[peer];
     perigee__channel_send(&mesh->peers[peer], xfer);
-  mesh->hold = peer != mesh->rank && may_wait(&mesh->peers[peer].chan, xfer);
-  return posted(mesh, xfer);
+    mesh->posting_to = NULL;
+    mesh->hold = may_wait(&mesh->peers[peer].chan, xfer);
+  }
+  return posted(mesh, xfer, peer == mesh->rank ? NULL : &mesh->peers[peer].ring);
 }
 
 /*
@@ -188,12 +199,13 @@ static void poll_ring(perigee__mesh *mesh, perigee__peer *peer, const perigee__x
     if (peer->chan.stream != &peer->ring.stream)
       return;
     if (perigee__ring_ready(&peer->ring)) {
-      perigee__channel_pump(peer);
+      perigee__channel_pump_for(peer, xfer);
       perigee__pull_some(mesh);
       if (peer->ring.stuck)
         perigee__peer_mark(peer);
       if (xfer->phase != PERIGEE_XFER_POSTED || !perigee__list_empty(&mesh->dirty))
         return;
+      perigee__ring_wake(&peer->ring); /* it may sleep for what was taken, and we poll on */
     }
     if (!waits || i == POLLS || perigee__loop_wanted(mesh->loop) ||
         !perigee__list_empty(&mesh->completed))
@@ -227,7 +239,7 @@ bool perigee__mesh_recv(perigee__mesh *mesh, perigee__fate *fate, int peer, peri
     else if (peer >= 0 && peer != mesh->rank)
       poll_ring(mesh, &mesh->peers[peer], xfer);
   }
-  return posted(mesh, xfer);
+  return posted(mesh, xfer, peer >= 0 && peer != mesh->rank ? &mesh->peers[peer].ring : NULL);
 }
 
 void perigee__mesh_cancel(perigee__mesh *mesh, perigee__xfer *xfer) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/futex.h"
 #include "transport/memfd.h"
 
 enum {
@@ -24,6 +25,24 @@ static perigee__ring_stream *of(perigee__stream *stream) {
 static void wake_if_armed(perigee__ring_stream *rs, _Atomic uint32_t *armed) {
   if (PERIGEE_UNLIKELY(atomic_load(armed) != 0) && atomic_exchange(armed, 0) != 0)
     rs->kick(rs->kick_arg);
+}
+
+bool perigee__ring_wake_due(perigee__ring_stream *rs) {
+  bool due = rs->untold != 0;
+  rs->untold = 0;
+  return due;
+}
+
+void perigee__ring_wake_now(perigee__ring_stream *rs) {
+  wake_if_armed(rs, &rs->out->reader_armed);
+  wake_if_armed(rs, &rs->in->writer_armed);
+}
+
+void perigee__ring_wake(perigee__ring_stream *rs) {
+  if (!perigee__ring_wake_due(rs))
+    return;
+  atomic_thread_fence(memory_order_seq_cst); /* between lap or tail, and the look: see ring.h */
+  perigee__ring_wake_now(rs);
 }
 
 static void put(perigee__ring *ring, uint64_t at, const uint8_t *src, size_t n) {
@@ -198,10 +217,11 @@ bool perigee__ring_put_slot(perigee__ring_stream *rs, const perigee__frame *fram
   } else if (frame->length <= PERIGEE_SLOT_INLINE && frame->length > 0) {
     memcpy(slot->u.payload, payload, (size_t)frame->length);
   }
-  atomic_store(&slot->lap, lap_of(rs->out_slot)); /* acquired in slot_came */
+  atomic_store_explicit(&slot->lap, lap_of(rs->out_slot),
+                        memory_order_release); /* acquired in slot_came */
   rs->out_slot++;
-  __builtin_prefetch(&rs->out->slots[(rs->out_slot + AHEAD) % PERIGEE_RING_SLOTS], 1);
-  wake_if_armed(rs, &rs->out->reader_armed);
+  rs->untold++;
+  perigee__prefetch_write(&rs->out->slots[(rs->out_slot + AHEAD) % PERIGEE_RING_SLOTS]);
   return true;
 }
 
@@ -252,8 +272,9 @@ void perigee__ring_take_slot(perigee__ring_stream *rs, const perigee__slot *slot
   if (!in_data)
     return;
   rs->in_tail = payload_at(slot->at) + frame->length;
-  atomic_store(&rs->in->tail, rs->in_tail); /* acquired in ring_writev, put_payload */
-  wake_if_armed(rs, &rs->in->writer_armed);
+  atomic_store_explicit(&rs->in->tail, rs->in_tail,
+                        memory_order_release); /* acquired in ring_writev, put_payload */
+  rs->untold++;
 }
 
 /* ---- the stream -------------------------------------------------------------------------------- */

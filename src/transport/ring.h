@@ -22,7 +22,8 @@
  * Memory order: head and lap are released by the writer and acquired by the reader; tail and slots_read the other way round.
  * Sleeping (Dekker, all seq_cst): who is going to sleep stores its armed flag and looks at head, lap or tail once more
  * (perigee__ring_ready); the other side stores head, lap or tail and looks at the flag. One of them sees the other, so no wake-up is lost, and
- * nobody makes a system call while nobody sleeps.
+ * nobody makes a system call while nobody sleeps. For slots the fence in between and the look are put off (perigee__ring_wake), so that there is
+ * one for all that is written or read in one go.
  * A peer may be hostile: positions are read once into locals and a difference beyond the size is an error.
  */
 #ifndef PERIGEE_TRANSPORT_RING_H
@@ -80,7 +81,9 @@ typedef struct perigee__ring_stream {
   uint64_t probe;             /* what the own face points to */
   int readable;               /* the peer's memory: 1 yes, -1 no, 0 not tried */
   bool stuck;                 /* writev found no room and the mesh wants to know */
-  void (*kick)(void *arg);    /* wake the peer */
+  uint32_t
+      untold; /* slots put and payloads taken since the last perigee__ring_wake: the peer may sleep for them */
+  void (*kick)(void *arg); /* wake the peer */
   void *kick_arg;
 } perigee__ring_stream;
 
@@ -97,6 +100,12 @@ typedef struct perigee__slot {
   uint64_t at;
   uint8_t payload[PERIGEE_SLOT_INLINE];
 } perigee__slot;
+
+/** Wake the peer if it sleeps for slots that were put, or for room that was made by taking them. To be called soon after either. */
+void perigee__ring_wake(perigee__ring_stream *rs);
+/** The same in two halves: whether there is something to wake for; and the rest, behind a full barrier, without the mesh's lock. */
+bool perigee__ring_wake_due(perigee__ring_stream *rs);
+void perigee__ring_wake_now(perigee__ring_stream *rs);
 
 /** Send a frame of which slots can hold the type (perigee__ring_slot_fits), with frame->length bytes of payload when it is EAGER; nothing
  *  may be half written to the stream. False: there is no room. */

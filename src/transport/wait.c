@@ -5,8 +5,8 @@
  * rings and sleeps in the loop. A thread that does not get the lock sleeps on `events`, which changes each time the lock has been
  * given up; then it looks again, and may find itself the next driver.
  *   events/waiters, seq_cst: a waiter counts itself, reads events, looks at what it waits for and tries the lock once more. Who gives up
- *   the lock, or changes what somebody waits for and kicks, changes events afterwards and then looks at waiters. So either the waiter
- *   sees the change, or gets the lock, or is woken.
+ *   the lock, or changes what somebody waits for and kicks, looks at waiters afterwards, behind a full barrier, and changes events if there
+ *   are any. So either the waiter sees the change, or gets the lock, or is woken.
  * Sleeps are also cut into slices of SLICE_NS: nothing depends on it.
  */
 #include <limits.h>
@@ -91,10 +91,12 @@ void *perigee__mesh_collect(void *arg) {
   return first;
 }
 
+/* Behind a full barrier. */
 static void wake_waiters(perigee__mesh *mesh) {
+  if (PERIGEE_LIKELY(atomic_load(&mesh->waiters) == 0))
+    return;
   atomic_fetch_add(&mesh->events, 1);
-  if (atomic_load(&mesh->waiters) > 0)
-    perigee__futex_wake(&mesh->events, INT_MAX, false);
+  perigee__futex_wake(&mesh->events, INT_MAX, false);
 }
 
 void perigee__mesh_deliver(void *arg, void *collected) {
@@ -110,7 +112,9 @@ void perigee__mesh_deliver(void *arg, void *collected) {
     /* A thread that waits for what a callback has changed may sleep in the loop by now. */
     if (atomic_load(&mesh->word_waiters) > (uint32_t)waiting_for_word)
       perigee__loop_kick(mesh->loop);
+    atomic_thread_fence(memory_order_seq_cst); /* what the callbacks did, before waiters is read */
   }
+  perigee__unlock_fence();
   wake_waiters(mesh);
 }
 
@@ -136,6 +140,7 @@ static void drive(perigee__mesh *mesh, const perigee__wait *wait) {
 static bool stand_by(perigee__mesh *mesh, const perigee__wait *wait) {
   bool got = false;
   atomic_fetch_add(&mesh->waiters, 1);
+  atomic_thread_fence(memory_order_seq_cst);
   uint32_t seen = atomic_load(&mesh->events);
   if (!perigee__wait_is_over(mesh, wait) && !(got = perigee__loop_trylock(mesh->loop))) {
     perigee__loop_nudge(mesh->loop);
@@ -251,5 +256,7 @@ int perigee__mesh_wait_word(perigee__mesh *mesh, _Atomic uint32_t *word, uint32_
 
 void perigee__mesh_kick(perigee__mesh *mesh) {
   perigee__loop_kick(mesh->loop);
+  atomic_thread_fence(
+      memory_order_seq_cst); /* what the caller has changed, before waiters is read */
   wake_waiters(mesh);
 }
