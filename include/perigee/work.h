@@ -65,7 +65,8 @@ PERIGEE_API int
 perigee_work_source_rank(const perigee_work *work); /* recv, recv_anysource; else -1 */
 /** Output tensors of the request (the in-place list, or outputs row after row). Borrowed. */
 PERIGEE_API perigee_tensors perigee_work_outputs(const perigee_work *work);
-PERIGEE_API int64_t perigee_work_started_ns(const perigee_work *work);  /* CLOCK_MONOTONIC */
+/** CLOCK_MONOTONIC; of a message that had ended when its submit returned: both about then, up to some ms before. */
+PERIGEE_API int64_t perigee_work_started_ns(const perigee_work *work);
 PERIGEE_API int64_t perigee_work_finished_ns(const perigee_work *work); /* 0 while pending */
 
 typedef void (*perigee_work_cb)(perigee_work *work, void *arg);

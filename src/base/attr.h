@@ -19,6 +19,18 @@
   ((_type *)(void *)((char *)(_ptr)-offsetof(_type, _member)))
 #define PERIGEE_COUNT(_array) (sizeof(_array) / sizeof((_array)[0]))
 
+/* Whether memory is watched: what keeps freed pieces for itself would hide late uses. gcc says so in one way, clang in another. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define PERIGEE_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define PERIGEE_SANITIZED 1
+#endif
+#endif
+#ifndef PERIGEE_SANITIZED
+#define PERIGEE_SANITIZED 0
+#endif
+
 #if defined(__clang__)
 #define PERIGEE__TSA(_x) __attribute__((_x))
 #else

@@ -14,6 +14,12 @@ int64_t perigee__now_ns(void) {
   return (int64_t)ts.tv_sec * PERIGEE_NS_PER_SEC + ts.tv_nsec;
 }
 
+int64_t perigee__now_about(void) {
+  struct timespec ts;
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
+  return (int64_t)ts.tv_sec * PERIGEE_NS_PER_SEC + ts.tv_nsec;
+}
+
 int64_t perigee__deadline_in(int64_t timeout_ns) {
   if (timeout_ns < 0)
     return PERIGEE_NEVER;
@@ -21,12 +27,14 @@ int64_t perigee__deadline_in(int64_t timeout_ns) {
   return timeout_ns >= PERIGEE_NEVER - now ? PERIGEE_NEVER : now + timeout_ns;
 }
 
-int64_t perigee__deadline_about(int64_t timeout_ns) {
-  struct timespec ts;
+int64_t perigee__deadline_about_from(int64_t about_ns, int64_t timeout_ns) {
   if (timeout_ns < PERIGEE_NS_PER_SEC || timeout_ns >= PERIGEE_NEVER / 2)
     return perigee__deadline_in(timeout_ns);
-  clock_gettime(CLOCK_MONOTONIC_COARSE, &ts); /* the time of the last tick: it lags */
-  return (int64_t)ts.tv_sec * PERIGEE_NS_PER_SEC + ts.tv_nsec + timeout_ns + LAG_NS;
+  return about_ns + timeout_ns + LAG_NS;
+}
+
+int64_t perigee__deadline_about(int64_t timeout_ns) {
+  return perigee__deadline_about_from(perigee__now_about(), timeout_ns);
 }
 
 int64_t perigee__time_left(int64_t deadline_ns) {

@@ -97,19 +97,17 @@ int perigee__native_submit_p2p(perigee__native *native, const perigee_request *r
 int perigee__native_run_p2p(perigee__native *native, const perigee_request *req,
                             perigee_error *error);
 
-/** Deadline of a request made at that time. */
-static inline int64_t perigee__native_deadline_from(const perigee__native *native,
-                                                    const perigee_request *req, int64_t now_ns) {
-  int64_t timeout = req->timeout_ns == PERIGEE_TIMEOUT_DEFAULT
-                        ? atomic_load_explicit(&native->timeout_ns, memory_order_relaxed)
-                        : req->timeout_ns;
-  return timeout < 0 || timeout >= PERIGEE_NEVER - now_ns ? PERIGEE_NEVER : now_ns + timeout;
+static inline int64_t perigee__native_timeout(const perigee__native *native,
+                                              const perigee_request *req) {
+  return req->timeout_ns == PERIGEE_TIMEOUT_DEFAULT
+             ? atomic_load_explicit(&native->timeout_ns, memory_order_relaxed)
+             : req->timeout_ns;
 }
 
+/** Deadline of a request made now. */
 static inline int64_t perigee__native_deadline(const perigee__native *native,
                                                const perigee_request *req) {
-  return perigee__request_deadline(req,
-                                   atomic_load_explicit(&native->timeout_ns, memory_order_relaxed));
+  return perigee__deadline_about(perigee__native_timeout(native, req));
 }
 
 #endif

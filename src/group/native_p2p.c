@@ -4,13 +4,15 @@
  * A message carries a fingerprint (dtype, elements). A receive of another dtype or size is an EMISMATCH that names both sides;
  * its buffer is then unspecified. A message that times out is taken back and does not fail the group.
  *
- * A message that can be sent, or has come, when it is posted is over then: its work is made as one that has ended.
+ * A message that can be sent, or has come, when it is posted is over then: its work is made as one that has ended, and holds neither the
+ * native layer nor, when it is a send, the tensor. Works come from a few spare ones that each thread keeps.
  */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/futex.h"
@@ -18,13 +20,91 @@
 #include "group/native_impl.h"
 
 typedef struct p2p_op {
-  perigee_work work;       /* first: ops->free gets it */
-  perigee__native *native; /* one reference */
+  perigee_work work;       /* first: ops->reuse gets it */
+  perigee__native *native; /* one reference, unless it ended at once */
   perigee__xfer xfer;
+  int64_t posted_ns;        /* about */
   int peer;                 /* rank of the group; -1: any */
   _Atomic uint32_t look;    /* changes when who drives should come out; seq_cst with driving */
   _Atomic uint32_t driving; /* threads inside p2p_drive */
+  bool began;               /* it is, or was, under way: `native` is its own */
+  struct p2p_op *next_spare;
 } p2p_op;
+
+/* ---- spare ones -------------------------------------------------------------------------------- */
+
+enum {
+#if PERIGEE_SANITIZED
+  SPARES_MAX = 0 /* so that a late use is found */
+#else
+  SPARES_MAX = 128 /* of one thread: more than are in flight as a rule */
+#endif
+};
+
+static _Thread_local struct {
+  p2p_op *first;
+  int n;
+  bool noted; /* spares_free runs when the thread ends */
+} spares;
+
+static pthread_key_t spares_key;
+static bool spares_keyed;
+static pthread_once_t spares_once = PTHREAD_ONCE_INIT;
+
+static void p2p_retire(p2p_op *op) {
+  perigee__work_retire(&op->work);
+  free(op);
+}
+
+static void spares_free(void *arg) {
+  (void)arg;
+  while (spares.first != NULL) {
+    p2p_op *op = spares.first;
+    spares.first = op->next_spare;
+    p2p_retire(op);
+  }
+  spares.n = 0;
+  spares.noted = false;
+}
+
+static void make_key(void) { spares_keyed = pthread_key_create(&spares_key, spares_free) == 0; }
+
+/* Have this thread's spare ones freed at its end. */
+static bool note_thread(void) {
+  pthread_once(&spares_once, make_key);
+  spares.noted = spares_keyed && pthread_setspecific(spares_key, &spares) == 0;
+  return spares.noted;
+}
+
+/* Zeroed but for its work, which is to be renewed; NULL: no memory. */
+static p2p_op *p2p_take(void) {
+  p2p_op *op = spares.first;
+  if (PERIGEE_LIKELY(op != NULL)) {
+    spares.first = op->next_spare;
+    spares.n--;
+    memset(&op->work + 1, 0, sizeof(*op) - sizeof(op->work));
+    return op;
+  }
+  op = perigee__calloc(1, sizeof(*op));
+  if (op != NULL)
+    perigee__work_make_renewable(&op->work);
+  return op;
+}
+
+static void p2p_reuse(perigee_work *work) {
+  p2p_op *op = PERIGEE_CONTAINER_OF(work, p2p_op, work);
+  if (op->began)
+    perigee__native_unref(op->native);
+  if (spares.n >= SPARES_MAX || (PERIGEE_UNLIKELY(!spares.noted) && !note_thread())) {
+    p2p_retire(op);
+    return;
+  }
+  op->next_spare = spares.first;
+  spares.first = op;
+  spares.n++;
+}
+
+/* ---- messages ---------------------------------------------------------------------------------- */
 
 static uint64_t fingerprint_of(const perigee_tensor *t) {
   return perigee__fingerprint_pack(
@@ -142,8 +222,8 @@ static int p2p_outcome(const p2p_op *op, perigee_error *error, int *source_p) {
   const perigee_work *work = &op->work;
   *source_p = -1;
   if (xfer->status == PERIGEE_ETIMEDOUT)
-    return late_error(op->native, work->op, work->seq, work->deadline_ns - work->started_ns,
-                      op->peer, error);
+    return late_error(op->native, work->op, work->seq, xfer->deadline_ns - op->posted_ns, op->peer,
+                      error);
   int rc = verdict(op->native, work->op, work->seq, work->pinned[0], xfer, error);
   if (rc == 0 && !xfer->is_send)
     *source_p = op->peer >= 0 ? op->peer : perigee__fate_rank_of(&op->native->fate, xfer->peer);
@@ -158,17 +238,25 @@ static void p2p_done(perigee__xfer *xfer) {
   perigee_work_unref(&op->work); /* the mesh's reference */
 }
 
-/* It has ended within its post. */
+/* It is under way, and may have ended by now on another thread. The caller's call keeps `native` and the tensor until here. */
+static void p2p_begins(p2p_op *op) {
+  op->began = true;
+  perigee__native_ref(op->native);
+  atomic_fetch_add_explicit(&op->native->unfinished, 1, memory_order_relaxed);
+  perigee__work_begins(&op->work, op->xfer.deadline_ns);
+}
+
+/* It has ended within its post: the mesh's reference is still there. */
 static void p2p_at_once(p2p_op *op) {
   perigee_error error;
   int source, rc = p2p_outcome(op, &error, &source);
   if (PERIGEE_LIKELY(rc == 0)) {
-    perigee__work_born_done(&op->work, source);
-    atomic_fetch_sub_explicit(&op->native->unfinished, 1, memory_order_relaxed);
-  } else {
-    perigee__work_finish(&op->work, &error, source);
+    perigee__work_born_done(&op->work, source, op->posted_ns);
+    return;
   }
-  perigee_work_unref(&op->work); /* the mesh's reference */
+  p2p_begins(op);
+  perigee__work_finish(&op->work, &error, source);
+  perigee_work_unref(&op->work);
 }
 
 static void p2p_drive(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {
@@ -207,17 +295,11 @@ static void p2p_abort(perigee_work *work, const perigee_error *reason) {
   perigee__native_fail(PERIGEE_CONTAINER_OF(work, p2p_op, work)->native, reason);
 }
 
-static void p2p_free(perigee_work *work) {
-  p2p_op *op = PERIGEE_CONTAINER_OF(work, p2p_op, work);
-  perigee__native_unref(op->native);
-  free(op);
-}
-
 static const perigee__work_ops p2p_ops = {.drive = p2p_drive,
                                           .interrupt = p2p_interrupt,
                                           .ended = p2p_ended,
                                           .abort = p2p_abort,
-                                          .free = p2p_free};
+                                          .reuse = p2p_reuse};
 
 int perigee__native_submit_p2p(perigee__native *native, const perigee_request *req,
                                perigee_work **work_p) {
@@ -225,25 +307,21 @@ int perigee__native_submit_p2p(perigee__native *native, const perigee_request *r
   int rc = refuse_failed(native, req, &error);
   if (rc < 0)
     return perigee__fail_with(&error);
-  p2p_op *op = malloc(sizeof(*op));
+  p2p_op *op = p2p_take();
   if (op == NULL)
     return perigee__fail(PERIGEE_ENOMEM, "no memory for a message");
-  memset(&op->work + 1, 0, sizeof(*op) - sizeof(op->work));
-  rc = perigee__work_init(&op->work, &p2p_ops, req, PERIGEE_NEVER);
-  if (rc < 0) {
-    free(op);
-    return rc;
-  }
-  op->work.deadline_ns = op->xfer.deadline_ns =
-      perigee__native_deadline_from(native, req, op->work.started_ns);
-  op->native = perigee__native_ref(native);
+  perigee__work_renew(&op->work, 2, &p2p_ops, req); /* ours, and the mesh's, dropped by p2p_done */
+  op->native = native;
+  op->posted_ns = perigee__now_about();
   op->peer = req->op == PERIGEE_OP_RECV_ANYSOURCE ? -1 : req->peer;
+  op->xfer.deadline_ns =
+      perigee__deadline_about_from(op->posted_ns, perigee__native_timeout(native, req));
   op->xfer.on_done = p2p_done;
   op->xfer.at_once = true;
-  atomic_fetch_add_explicit(&native->unfinished, 1, memory_order_relaxed);
-  perigee_work_ref(&op->work); /* the mesh's, dropped by p2p_done */
   *work_p = &op->work;
   if (post(native, req, &op->xfer))
     p2p_at_once(op);
+  else
+    p2p_begins(op);
   return 0;
 }

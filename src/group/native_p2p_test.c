@@ -83,6 +83,46 @@ static void all_at_once(perigee_group *group, void *arg) {
 }
 static void test_all_at_once(void **state) { (void)state, with_ranks(4, all_at_once, NULL); }
 
+/* A work that is kept stays what it was, however many come and go after it; some end at once, some do not. */
+static void kept_works(perigee_group *group, void *arg) {
+  (void)arg;
+  enum {
+    ROUNDS = 400,
+    EVERY = 7
+  };
+  int me = perigee_group_rank(group), n_kept = 0;
+  perigee_work *kept[ROUNDS];
+  perigee_tensor *tensors[ROUNDS];
+  for (int i = 0; i < ROUNDS; i++) {
+    perigee_tensor *t = f32_of(2, me == 0 ? (float)i : -1);
+    perigee_request req = me == 0 ? send_of(&t, 1, i % 3) : recv_of(&t, 0, i % 3);
+    perigee_work *work = submit(group, &req);
+    if (i % EVERY == 0) {
+      kept[n_kept] = work;
+      tensors[n_kept++] = t;
+      continue;
+    }
+    perigee_tensor_unref(t);
+    CHECK(finish(work) == 0);
+  }
+  for (int k = 0; k < n_kept; k++) {
+    CHECK(perigee_work_wait(kept[k], PERIGEE_TIMEOUT_NONE) == 0);
+    CHECK(perigee_work_seq(kept[k]) == (uint64_t)(k * EVERY + 1));
+    CHECK(perigee_work_source_rank(kept[k]) == (me == 0 ? -1 : 0));
+    CHECK(perigee_work_finished_ns(kept[k]) >= perigee_work_started_ns(kept[k]));
+    CHECK(f32_is(tensors[k], (float)(k * EVERY)));
+    perigee_tensor_unref(tensors[k]); /* a receive shows it as long as it lives */
+    CHECK(perigee_work_outputs(kept[k]).n == (me == 0 ? 0U : 1U));
+    if (me == 1)
+      CHECK(f32_is(perigee_work_outputs(kept[k]).v[0], (float)(k * EVERY)));
+  }
+  CHECK(perigee_barrier(group) == 0);
+  for (int k = 0; k < n_kept; k++)
+    perigee_work_unref(kept[k]);
+}
+
+static void test_kept_works(void **state) { (void)state, with_ranks(2, kept_works, NULL); }
+
 static void same_tag_in_order(perigee_group *group, void *arg) {
   (void)arg;
   enum {
@@ -438,6 +478,7 @@ int main(void) {
       cmocka_unit_test(test_all_pairs),
       cmocka_unit_test(test_all_pairs_by_tcp),
       cmocka_unit_test(test_all_at_once),
+      cmocka_unit_test(test_kept_works),
       cmocka_unit_test(test_same_tag_in_order),
       cmocka_unit_test(test_any_source),
       cmocka_unit_test(test_in_subgroup),

@@ -65,17 +65,70 @@ int perigee__work_init(perigee_work *work, const perigee__work_ops *ops, const p
   return 0;
 }
 
-void perigee__work_fini(perigee_work *work) {
+/* What it holds goes; fields that were not used are as init has left them. */
+static void let_go(perigee_work *work) {
   for (uint32_t i = 0; i < work->n_pinned; i++)
     perigee_tensor_unref(work->pinned[i]);
-  if (work->pinned != &work->pinned_one)
+  if (PERIGEE_UNLIKELY(work->pinned != &work->pinned_one))
     free(work->pinned);
-  free(work->error);
-  if (work->value_drop != NULL)
+  if (PERIGEE_UNLIKELY(work->error != NULL))
+    free(work->error);
+  if (PERIGEE_UNLIKELY(work->value_drop != NULL))
     work->value_drop(work->value);
-  perigee_work_unref(work->depends_on);
+  if (PERIGEE_UNLIKELY(work->depends_on != NULL))
+    perigee_work_unref(work->depends_on);
+}
+
+void perigee__work_fini(perigee_work *work) {
+  let_go(work);
   perigee__mutex_fini(&work->mutex);
 }
+
+void perigee__work_make_renewable(perigee_work *work) {
+  perigee__list_init(&work->timer);
+  perigee__mutex_init(&work->mutex, PERIGEE_LOCK_WORK, "work");
+}
+
+void perigee__work_renew(perigee_work *work, uint32_t refs, const perigee__work_ops *ops,
+                         const perigee_request *req) {
+  atomic_store_explicit(&work->refs, refs, memory_order_relaxed);
+  atomic_store_explicit(&work->state, PENDING, memory_order_relaxed);
+  work->ops = ops;
+  work->op = req->op;
+  work->seq = req->seq;
+  work->source_rank = -1;
+  work->slack_ns = 0;
+  work->finished_ns = 0;
+  work->pinned = &work->pinned_one;
+  work->n_pinned = 0;
+  work->pinned_one = req->out.n > 0 ? req->out.v[0] : req->in.v[0];
+  work->outputs = (perigee_tensors){work->pinned, req->out.n, req->out.rows};
+  work->error = NULL;
+  work->callbacks = NULL;
+  work->callbacks_tail = &work->callbacks;
+  work->depends_on = NULL;
+  work->value = NULL;
+  work->value_drop = NULL;
+  atomic_store_explicit(&work->observers, NULL, memory_order_relaxed);
+  atomic_store_explicit(&work->own_taken, false, memory_order_relaxed);
+  atomic_store_explicit(&work->watched, false, memory_order_relaxed);
+}
+
+static void pin_entered(perigee_work *work) {
+  perigee_tensor_ref(work->pinned_one);
+  work->n_pinned = 1;
+}
+
+void perigee__work_begins(perigee_work *work, int64_t deadline_ns) {
+  pin_entered(work);
+  work->started_ns = perigee__now_ns();
+  work->deadline_ns = deadline_ns;
+  /* Another thread may have been quick. */
+  if (perigee__work_ended(work) && work->finished_ns < work->started_ns)
+    work->started_ns = work->finished_ns;
+}
+
+void perigee__work_retire(perigee_work *work) { perigee__mutex_fini(&work->mutex); }
 
 perigee_work *perigee_work_ref(perigee_work *work) {
   if (atomic_load_explicit(&work->refs, memory_order_relaxed) != STATIC_REFS)
@@ -111,6 +164,8 @@ static void tell_ended(perigee__observer *list) {
 /* The last reference of a work that nobody ended. */
 static void tell_dropped(perigee_work *work) {
   perigee__observer *list = take_observers(work);
+  if (list == NULL)
+    return;
   perigee_error error;
   perigee__error_set(&error, PERIGEE_ECANCELED, "the work was dropped before it ended");
   for (perigee__observer *o = list; o != NULL; o = o->next)
@@ -130,15 +185,22 @@ static void drop_unfinished(perigee_work *work) {
 void perigee_work_unref(perigee_work *work) {
   if (work == NULL || atomic_load_explicit(&work->refs, memory_order_relaxed) == STATIC_REFS)
     return;
-  /* acq_rel: the last owner sees what the others wrote. */
-  if (atomic_fetch_sub_explicit(&work->refs, 1, memory_order_acq_rel) != 1)
+  /* acq_rel: the last owner sees what the others wrote. Nobody can add to a reference that is the only one. */
+  if (atomic_load_explicit(&work->refs, memory_order_acquire) != 1 &&
+      atomic_fetch_sub_explicit(&work->refs, 1, memory_order_acq_rel) != 1)
     return;
   if (PERIGEE_UNLIKELY(work->callbacks != NULL)) {
     drop_unfinished(work);
     return;
   }
-  if (PERIGEE_UNLIKELY(atomic_load_explicit(&work->observers, memory_order_relaxed) != NULL))
+  const perigee__observer *observers = atomic_load_explicit(&work->observers, memory_order_relaxed);
+  if (PERIGEE_UNLIKELY(observers != NULL && observers != &passed))
     tell_dropped(work);
+  if (work->ops != NULL && work->ops->reuse != NULL) {
+    let_go(work);
+    work->ops->reuse(work);
+    return;
+  }
   perigee__work_fini(work);
   if (work->ops != NULL && work->ops->free != NULL)
     work->ops->free(work);
@@ -253,9 +315,13 @@ bool perigee__work_finish(perigee_work *work, const perigee_error *error, int so
   return true;
 }
 
-void perigee__work_born_done(perigee_work *work, int source_rank) {
+void perigee__work_born_done(perigee_work *work, int source_rank, int64_t now_ns) {
+  if (work->outputs.n > 0) /* they are shown as long as it lives */
+    pin_entered(work);
   work->source_rank = source_rank;
-  work->finished_ns = work->started_ns;
+  work->started_ns = work->finished_ns = now_ns;
+  work->deadline_ns = PERIGEE_NEVER;
+  atomic_store_explicit(&work->refs, 1, memory_order_relaxed);
   atomic_store_explicit(&work->state, FINAL + PERIGEE_WORK_DONE, memory_order_release);
 }
 

@@ -37,6 +37,9 @@ typedef struct perigee__work_ops {
   int (*may_wait)(const perigee_work *work);
   /** Free what the kind added, and the memory. NULL: free(work). */
   void (*free)(perigee_work *work);
+  /** Instead of free: the last reference is gone and what the work held is let go; its memory may be used again after
+   *  perigee__work_renew, or is given back after perigee__work_retire. */
+  void (*reuse)(perigee_work *work);
 } perigee__work_ops;
 
 typedef struct perigee__work_callback {
@@ -95,11 +98,25 @@ int perigee__work_init(perigee_work *work, const perigee__work_ops *ops, const p
 /** Undo init of a work that nobody else has seen. */
 void perigee__work_fini(perigee_work *work);
 
+/**
+ * A work that was made renewable, or that ops->reuse was called for, as if it were new, with so many references and with the one tensor of req (a message) entered but not referenced, and without the
+ * times and the deadline. Before anybody else sees it, or before the call that made it returns, the maker calls either of
+ *   perigee__work_born_done  it has ended well within that call; nobody else may have seen it
+ *   perigee__work_begins     it is under way
+ */
+void perigee__work_make_renewable(perigee_work *work); /* zeroed memory */
+void perigee__work_renew(perigee_work *work, uint32_t refs, const perigee__work_ops *ops,
+                         const perigee_request *req);
+void perigee__work_begins(perigee_work *work, int64_t deadline_ns);
+/** The end of a work that is not to be renewed any more: its memory is the caller's. */
+void perigee__work_retire(perigee_work *work);
+
 /** End it: error NULL is success. source_rank: -1 unless a receive. Runs the callbacks. True when this call ended it. */
 bool perigee__work_finish(perigee_work *work, const perigee_error *error, int source_rank);
 
-/** As finish with success, for a work that nobody but its maker has seen: nobody is told. It has ended when it was started. */
-void perigee__work_born_done(perigee_work *work, int source_rank);
+/** A renewed work has ended with success, at about now_ns, before anybody else has seen it: nobody is told. One reference is left, the
+ *  caller's. */
+void perigee__work_born_done(perigee_work *work, int source_rank, int64_t now_ns);
 
 /** Tell o of the work's end: once, on the thread that ends it, or before this returns when it has ended. No lock may be held. */
 void perigee__work_observe(perigee_work *work, perigee__observer *o);

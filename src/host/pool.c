@@ -5,22 +5,11 @@
 
 #include "base/attr.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define USE_MALLOC 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define USE_MALLOC 1
-#endif
-#endif
-#ifndef USE_MALLOC
-#define USE_MALLOC 0
-#endif
-
 #define BLOCK_BYTES ((size_t)32 << 10)
 /* The list word in front of a block, kept to the alignment of malloc. */
 #define BLOCK_HEAD ((size_t)16)
 
-static bool is_small(size_t size) { return !USE_MALLOC && size <= PERIGEE_POOL_MAX; }
+static bool is_small(size_t size) { return !PERIGEE_SANITIZED && size <= PERIGEE_POOL_MAX; }
 static size_t class_of(size_t size) { return (size - 1) / PERIGEE_POOL_STEP; }
 
 static void *take_new(perigee__pool *pool, size_t bytes) {
