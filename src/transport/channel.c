@@ -263,7 +263,7 @@ static void cancel_came(perigee__peer *peer, const perigee__frame *f) {
   peer->chan.canceled++;
   perigee__xfer *xfer = take_by_id(&peer->chan.cts_sent, f->id);
   if (xfer == NULL && (xfer = take_by_id(&peer->chan.pulls, f->id)) != NULL)
-    peer->mesh->n_pulls--;
+    perigee__pull_forget(peer, xfer);
   if (xfer != NULL) {
     perigee__xfer_end(peer->mesh, xfer, PERIGEE_ECANCELED);
     return;

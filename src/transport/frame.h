@@ -62,6 +62,8 @@ enum {
   PERIGEE_EAGER_MAX = 128,
   PERIGEE_CHUNK = 300,
   PERIGEE_PULL_MIN = 100,
+  PERIGEE_HELP_MIN = 150,
+  PERIGEE_HELP_PART = 40,
   PERIGEE_CREDIT = 1024,
   PERIGEE_RING_BYTES = 256,
   PERIGEE_RING_SLOTS = 2,
@@ -74,6 +76,8 @@ enum {
   PERIGEE_PULL_MIN =
       16
       << 10, /* from here on announced to a rank that can read our memory, however much credit there is */
+  PERIGEE_HELP_MIN = 128 << 10,  /* from here on sender and receiver each move a part ... */
+  PERIGEE_HELP_PART = 64 << 10,  /* ... of so much at least */
   PERIGEE_CREDIT = 1 << 20,      /* unexpected eager bytes one peer may have with us */
   PERIGEE_RING_BYTES = 64 << 10, /* one direction of one pair of ranks */
   PERIGEE_RING_SLOTS = 128,

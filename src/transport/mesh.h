@@ -141,6 +141,7 @@ typedef struct perigee__xfer {
   uint64_t id;
   size_t moved;
   uint64_t remote; /* where it is read from (pull.c) */
+  uint32_t parts;  /* it is moved in so many by both ranks (help.c); 0: by this one */
 } perigee__xfer;
 
 /**

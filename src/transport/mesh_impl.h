@@ -7,7 +7,7 @@
  *   channel.c     frames: what comes in        channel_out.c  what goes out
  *   message.c     send, recv, cancel           wait.c      who drives, who sleeps
  *   fail.c        death, abort                 groups.c    attach, leave, what comes too early or late
- *   pull.c        large messages read from the sender's memory
+ *   pull.c        large messages read from the sender's memory     help.c  ... while the sender writes its part
  *   query.c       who has come how far         mesh.c      life
  *
  * Lock: everything here under the lock of mesh->loop (rank MESH), unless said otherwise.
@@ -355,12 +355,24 @@ bool perigee__spin(perigee__mesh *mesh, const perigee__wait *wait);
 /* pull.c */
 /** Read a message from its sender's memory, from address `at` on. False: that cannot be done here. */
 bool perigee__pull_begin(perigee__peer *peer, perigee__xfer *xfer, uint64_t id, uint64_t at);
-/** Go on with what is being read, a bounded piece of each peer's. Returns whether there was something. */
+/** Go on with what is being read, a bounded piece of each peer's. Returns whether something moved. */
 bool perigee__pull_some(perigee__mesh *mesh);
-/** Take a receive that is being read out of the list. The sender is not told. */
+/** Take a receive that is being read out of the list: nobody writes to its memory any more. The sender is not told. */
 void perigee__pull_forget(perigee__peer *peer, perigee__xfer *xfer);
 /** Tell the sender of a message that was announced that it is over. */
 void perigee__pull_tell(perigee__peer *peer, uint64_t id);
+/** The receiver's side of a message that both move (help.c). open: from now on the sender may do parts of it. */
+void perigee__help_open(perigee__peer *peer, perigee__xfer *xfer);
+/** A part for this rank: its number; -1: all are somebody's. */
+int64_t perigee__help_claim(perigee__peer *peer, const perigee__xfer *xfer);
+/** Where a part begins, and its bytes. */
+size_t perigee__help_part(size_t size, uint64_t number, size_t *bytes_p);
+/** When no part is left: 1: the sender's have been written; 0: not yet, after a moment; -EIO: it could not. */
+int perigee__help_state(perigee__peer *peer, const perigee__xfer *xfer);
+/** When this has returned the sender does not write any more. */
+void perigee__help_close(perigee__peer *peer, perigee__xfer *xfer);
+/** The sender's side: do parts of what peers read from this rank. Returns whether there was something. */
+bool perigee__help_some(perigee__mesh *mesh);
 /** Before the memory of a message that this rank has announced to peer is given back. */
 void perigee__pull_revoke(perigee__peer *peer);
 

@@ -49,6 +49,7 @@ static void start(perigee__xfer *xfer, perigee__fate *fate, int peer, perigee__k
   xfer->id = 0;
   xfer->posting = true;
   xfer->phase = 0;
+  xfer->parts = 0;
   atomic_store_explicit(&xfer->done, 0, memory_order_relaxed);
 }
 
@@ -226,7 +227,8 @@ bool perigee__mesh_recv(perigee__mesh *mesh, perigee__fate *fate, int peer, peri
     perigee__xfer_end(mesh, xfer, status);
   } else if ((early = perigee__match_wanted(&mesh->match, xfer)) != NULL) {
     perigee__channel_take_early(mesh, early, xfer);
-    if (perigee__pull_some(mesh) && mesh->n_pulls > 0)
+    perigee__pull_some(mesh);
+    if (mesh->n_pulls > 0)
       perigee__loop_kick(mesh->loop); /* somebody goes on with it, should this thread not wait */
   } else if ((status = gone(mesh, fate, peer)) < 0) {
     perigee__xfer_end(mesh, xfer, status);

@@ -9,7 +9,8 @@
  *   384               writer_armed writer sets it when it found no room; the reader clears it and kicks
  *   512               revoked      writer: times it has taken back a message that it had announced (pull.c)
  *   520               face         writer: how to read its memory (vm.h); before the first byte
- *   640               slots        PERIGEE_RING_SLOTS lines
+ *   640               help         both: who moves which part of a large message (help.c)
+ *   896               slots        PERIGEE_RING_SLOTS lines
  *   + 64 * SLOTS      data         PERIGEE_RING_BYTES
  *
  * Slots: a small frame goes in a line of its own, which holds the flag that it is there, so that a reader that polls has it after one cache
@@ -56,6 +57,19 @@ typedef struct perigee__ring_slot {
 
 _Static_assert(sizeof(perigee__ring_slot) == PERIGEE_CACHE_LINE, "a slot is a line");
 
+/** Of the message that the reader of the ring reads from its writer's memory. */
+typedef struct perigee__help {
+  _Alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t
+      claim;     /* reader opens and closes, both claim; 0: closed. help.c */
+  uint64_t dest; /* reader: where the message goes in its memory; before it opens */
+  _Alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t
+      done;                /* writer: id << 32 | parts written; reader, before it opens */
+  _Atomic int32_t tid;     /* writer: the thread that writes */
+  _Atomic uint32_t unable; /* writer: it cannot */
+  struct iovec
+      to; /* writer, before it claims: what the system call is to write; the reader makes it empty to stop that */
+} perigee__help;
+
 typedef struct perigee__ring {
   _Alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t head;
   _Alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t tail;
@@ -64,6 +78,7 @@ typedef struct perigee__ring {
   _Alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t writer_armed;
   _Alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t revoked;
   perigee__vm_face face;
+  perigee__help help;
   _Alignas(PERIGEE_FALSE_SHARING) perigee__ring_slot slots[PERIGEE_RING_SLOTS];
   uint8_t data[PERIGEE_RING_BYTES];
 } perigee__ring;

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/uio.h>
@@ -57,4 +58,25 @@ int perigee__vm_read(int32_t pid, void *dst, uint64_t src, size_t bytes) {
     bytes -= (size_t)n;
   }
   return 0;
+}
+
+int perigee__vm_write(int32_t pid, const struct iovec *to, const void *src, size_t bytes) {
+  const struct iovec local = {(void *)(uintptr_t)src, bytes};
+  ssize_t n = process_vm_writev((pid_t)pid, &local, 1, to, 1, 0);
+  if (n < 0)
+    return -errno;
+  return (size_t)n == bytes ? 0 : -EFAULT;
+}
+
+bool perigee__vm_thread_stands(int32_t pid, int32_t tid) {
+  char path[64], line[256];
+  snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", (int)pid, (int)tid);
+  FILE *f = fopen(path, "re");
+  if (f == NULL) /* gone, unless there is no /proc */
+    return errno == ENOENT && access("/proc/self/stat", R_OK) == 0;
+  /* "pid (name) state": a name may hold whatever it likes, but no state stands behind a later bracket */
+  bool read = fgets(line, sizeof(line), f) != NULL;
+  fclose(f);
+  const char *end = read ? strrchr(line, ')') : NULL;
+  return !read || (end != NULL && end[1] == ' ' && strchr("TtZXx", end[2]) != NULL);
 }

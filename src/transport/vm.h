@@ -1,5 +1,5 @@
 /*
- * Reading another process's memory with one system call (process_vm_readv), where the kernel lets us.
+ * Reading and writing another process's memory with one system call (process_vm_readv, process_vm_writev), where the kernel lets us.
  *
  * Whether it does cannot be told from settings (Yama, seccomp filters, namespaces, dumpable flags): a rank shows where it has a random
  * value (perigee__vm_face, in memory they share), and who wants to read tries. A process that has the same pid in another pid namespace
@@ -8,8 +8,10 @@
 #ifndef PERIGEE_TRANSPORT_VM_H
 #define PERIGEE_TRANSPORT_VM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "base/attr.h"
 
@@ -25,5 +27,10 @@ void perigee__vm_show(uint64_t *value_p, perigee__vm_face *face);
 PERIGEE_MUST_CHECK int perigee__vm_probe(const perigee__vm_face *face);
 /** dst := bytes at address src of the process. 0, or -errno (-ESRCH and -EFAULT when it is gone). */
 PERIGEE_MUST_CHECK int perigee__vm_read(int32_t pid, void *dst, uint64_t src, size_t bytes);
+/** *to of the process := src, in one system call, which looks at *to when it begins. 0, or -errno (-EFAULT when *to has been made empty). */
+PERIGEE_MUST_CHECK int perigee__vm_write(int32_t pid, const struct iovec *to, const void *src,
+                                         size_t bytes);
+/** Whether that thread is in no system call: it is stopped, or has ended. */
+bool perigee__vm_thread_stands(int32_t pid, int32_t tid);
 
 #endif

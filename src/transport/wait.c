@@ -35,6 +35,7 @@ bool perigee__rings_poll(perigee__mesh *mesh) {
       perigee__peer_mark(peer);
   }
   moved |= perigee__pull_some(mesh);
+  moved |= perigee__help_some(mesh);
   return perigee__settle(mesh, true) || moved;
 }
 
