@@ -34,7 +34,9 @@ enum {
 
 typedef struct state {
   perigee__net *net;
-  perigee__msg *recvs, *sends; /* n each */
+  perigee__msg *recvs;  /* n: by owner of the block */
+  perigee__msg *sends;  /* n: by peer, the own block directly */
+  perigee__msg *passes; /* n: by owner, around the ring */
 } state;
 
 perigee__algo perigee__net_allgather_way(const perigee__tuning *tuning, int n, size_t bytes,
@@ -138,12 +140,13 @@ static bool rings(const state *s, int owner) {
   return way_of(s, block_bytes(s, owner)) == PERIGEE_ALGO_RING;
 }
 
-/* Pass on every block but those that the right neighbour owns. sends[owner] carries the owner's block. */
+/* Pass on every block but those that the right neighbour owns. */
 static void send_right(state *s, int owner, const void *data) {
   perigee__net *net = s->net;
   int right = (net->me + 1) % net->n;
   if (owner != right)
-    perigee__net_send(net, &s->sends[owner], right, STEP_RING + owner, data, block_bytes(s, owner));
+    perigee__net_send(net, &s->passes[owner], right, STEP_RING + owner, data,
+                      block_bytes(s, owner));
 }
 
 static int run_ring(state *s) {
@@ -180,10 +183,11 @@ static void copy_own(const perigee__net *net) {
 int perigee__net_allgather(perigee__net *net) {
   size_t n = (size_t)net->n;
   state s = {.net = net};
-  s.recvs = perigee__net_msgs(net, 2 * n);
+  s.recvs = perigee__net_msgs(net, 3 * n);
   if (s.recvs == NULL)
     return net->error->code;
   s.sends = s.recvs + n;
+  s.passes = s.sends + n;
   net->comparing = true;
   recv_direct(&s);
   PERIGEE_TRY(start_roll(&s));
