@@ -1,6 +1,5 @@
 #include "group/work.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -246,8 +245,7 @@ static void run_callbacks(perigee_work *work, perigee__work_callback *list) {
   perigee__work_callback_leave();
 }
 
-/* Wake who sleeps, after something they look at has changed (seq_cst). */
-static void ring(perigee_work *work) {
+void perigee__work_ring(perigee_work *work) {
   if (atomic_load(&work->waiters) == 0)
     return;
   atomic_fetch_add(&work->bell, 1);
@@ -302,7 +300,7 @@ bool perigee__work_finish(perigee_work *work, const perigee_error *error, int so
    * either queues before this or sees the final state. */
   atomic_store(&work->state, FINAL + (uint32_t)perigee__work_status_of(error));
   perigee__unlock(&work->mutex);
-  ring(work);
+  perigee__work_ring(work);
   if (work->ops != NULL && work->ops->ended != NULL)
     work->ops->ended(work);
   perigee__deadline_forget(work);
@@ -375,133 +373,6 @@ int perigee_work_abort(perigee_work *work, const char *reason) {
   return 0;
 }
 
-/* ---- waiting ----------------------------------------------------------------------------------- */
-
-static bool interrupted(const uint32_t *interrupt) {
-  return interrupt != NULL && __atomic_load_n(interrupt, __ATOMIC_SEQ_CST) != 0;
-}
-
-void perigee__work_sleep(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {
-  atomic_fetch_add(&work->waiters, 1);
-  uint32_t seen = atomic_load(&work->bell);
-  perigee__lock(&work->mutex);
-  bool drives = work->depends_on != NULL && !perigee__work_ended(work->depends_on);
-  perigee__unlock(&work->mutex);
-  if (atomic_load(&work->state) < FINAL && !drives && !interrupted(interrupt))
-    perigee__futex_wait(&work->bell, seen, deadline_ns, false);
-  atomic_fetch_sub(&work->waiters, 1);
-}
-
-static perigee_work *dependency_of(perigee_work *work) {
-  perigee__lock(&work->mutex);
-  perigee_work *dep = work->depends_on != NULL ? perigee_work_ref(work->depends_on) : NULL;
-  perigee__unlock(&work->mutex);
-  return dep;
-}
-
-int64_t perigee__work_slack(perigee_work *work) {
-  perigee_work *at = perigee_work_ref(work);
-  while (at->ops == NULL) {
-    perigee_work *dep = dependency_of(at);
-    if (dep == NULL)
-      break;
-    perigee_work_unref(at);
-    at = dep;
-  }
-  bool engine = at->ops != NULL;
-  perigee_work_unref(at);
-  return (engine ? 100 : 20) * PERIGEE_NS_PER_MS;
-}
-
-bool perigee__work_reaches(perigee_work *from, const perigee_work *to) {
-  perigee_work *at = perigee_work_ref(from);
-  while (at != NULL && at != to) {
-    perigee_work *dep = dependency_of(at);
-    perigee_work_unref(at);
-    at = dep;
-  }
-  perigee_work_unref(at);
-  return at != NULL;
-}
-
-bool perigee__work_is_stuck(perigee_work *work) {
-  bool stuck = true;
-  perigee_work *at = perigee_work_ref(work);
-  while (at != NULL && stuck) {
-    stuck = !perigee__work_ended(at) && at->ops == NULL && at->deadline_ns == PERIGEE_NEVER &&
-            !atomic_load(&at->watched);
-    perigee_work *dep = dependency_of(at);
-    perigee_work_unref(at);
-    at = dep;
-  }
-  perigee_work_unref(at);
-  return stuck;
-}
-
-static void drive(perigee_work *work, int64_t deadline_ns, const uint32_t *interrupt) {
-  if (work->ops != NULL && work->ops->drive != NULL) {
-    work->ops->drive(work, deadline_ns, interrupt);
-    return;
-  }
-  perigee_work *dep = dependency_of(work);
-  if (dep != NULL && !perigee__work_ended(dep))
-    drive(dep, deadline_ns, interrupt);
-  else
-    perigee__work_sleep(work, deadline_ns, interrupt);
-  perigee_work_unref(dep);
-}
-
-static int outcome(const perigee_work *work) {
-  uint32_t status = atomic_load_explicit(&work->state, memory_order_acquire) - FINAL;
-  if (status == PERIGEE_WORK_DONE)
-    return 0;
-  if (work->error == NULL) /* there was no memory for it */
-    return perigee__fail(PERIGEE_ENOMEM,
-                         "the operation failed, and there was no memory to say why");
-  return perigee__fail_with(work->error);
-}
-
-int perigee_work_wait_interruptible(perigee_work *work, int64_t timeout_ns,
-                                    const uint32_t *interrupt) {
-  if (perigee__work_ended(work))
-    return outcome(work);
-  if (callback_depth > 0 && timeout_ns != 0)
-    return perigee__fail(PERIGEE_EDEADLK,
-                         "a blocking wait in a completion callback would deadlock");
-  if (work->ops != NULL && work->ops->may_wait != NULL)
-    PERIGEE_TRY(work->ops->may_wait(work));
-  int64_t deadline_ns = timeout_ns < 0 ? PERIGEE_NEVER : perigee__deadline_in(timeout_ns);
-  bool once = timeout_ns == 0;
-  while (!perigee__work_ended(work)) {
-    if (interrupted(interrupt))
-      return 1;
-    if (!once && perigee__passed(deadline_ns))
-      return perigee__fail(PERIGEE_EAGAIN, "the wait's %.3f s ran out, the work is still pending",
-                           (double)timeout_ns / 1e9);
-    if (once)
-      return perigee__fail(PERIGEE_EAGAIN, "the work is still pending");
-    drive(work, deadline_ns, interrupt);
-  }
-  return outcome(work);
-}
-
-int perigee_work_wait(perigee_work *work, int64_t timeout_ns) {
-  return perigee_work_wait_interruptible(work, timeout_ns, NULL);
-}
-
-void perigee_work_interrupt(perigee_work *work) {
-  /* The caller's store to the interrupt word comes before the looks for waiters below, whatever order it had. */
-  atomic_thread_fence(memory_order_seq_cst);
-  perigee_work *dep = dependency_of(work);
-  if (dep != NULL) {
-    perigee_work_interrupt(dep);
-    perigee_work_unref(dep);
-  }
-  if (work->ops != NULL && work->ops->interrupt != NULL)
-    work->ops->interrupt(work);
-  ring(work);
-}
-
 /* ---- looking ----------------------------------------------------------------------------------- */
 
 perigee_work_status perigee_work_get_status(const perigee_work *work) {
@@ -529,63 +400,6 @@ perigee_tensors perigee_work_outputs(const perigee_work *work) { return work->ou
 int64_t perigee_work_started_ns(const perigee_work *work) { return work->started_ns; }
 int64_t perigee_work_finished_ns(const perigee_work *work) {
   return perigee__work_ended(work) ? work->finished_ns : 0;
-}
-
-/* ---- futures ----------------------------------------------------------------------------------- */
-
-void perigee__work_late(perigee_work *work) {
-  perigee_error error;
-  perigee__error_set(&error, PERIGEE_ETIMEDOUT, "timed out after %.1f s: nobody completed it",
-                     (double)(work->deadline_ns - work->slack_ns - work->started_ns) / 1e9);
-  error.op = work->op;
-  error.seq = work->seq;
-  perigee__work_finish(work, &error, -1);
-}
-
-int perigee_future_create(perigee_work *depends_on, const perigee_request *req, int64_t deadline_ns,
-                          perigee_work **work_p) {
-  perigee_work *work = malloc(sizeof(*work));
-  if (work == NULL)
-    return perigee__fail(PERIGEE_ENOMEM, "no memory for a future");
-  int rc = perigee__work_init(work, NULL, req, deadline_ns);
-  if (rc < 0) {
-    free(work);
-    return rc;
-  }
-  if (depends_on != NULL)
-    work->depends_on = perigee_work_ref(depends_on);
-  if (deadline_ns != PERIGEE_NEVER) {
-    rc = perigee__deadline_watch(work, deadline_ns, perigee__work_late);
-    if (rc < 0) {
-      perigee_work_unref(work);
-      return rc;
-    }
-  }
-  *work_p = work;
-  return 0;
-}
-
-void perigee_future_depend(perigee_work *future, perigee_work *depends_on) {
-  perigee__lock(&future->mutex);
-  perigee_work *old = future->depends_on;
-  bool ended = perigee__work_ended(future);
-  future->depends_on = depends_on != NULL && !ended ? perigee_work_ref(depends_on) : NULL;
-  perigee__unlock(&future->mutex);
-  perigee_work_unref(old);
-  ring(future); /* a waiter that sleeps must start to drive the new dependency */
-}
-
-bool perigee_future_set_result(perigee_work *future) {
-  return perigee__work_finish(future, NULL, -1);
-}
-
-bool perigee_future_set_error(perigee_work *future, const perigee_error *error) {
-  perigee_error unknown;
-  if (error == NULL || error->code >= 0) {
-    perigee__error_set(&unknown, PERIGEE_EINVAL, "failed without an error");
-    error = &unknown;
-  }
-  return perigee__work_finish(future, error, -1);
 }
 
 void perigee_work_set_value(perigee_work *work, void *value, void (*drop)(void *value)) {

@@ -99,8 +99,9 @@ int perigee__work_init(perigee_work *work, const perigee__work_ops *ops, const p
 void perigee__work_fini(perigee_work *work);
 
 /**
- * A work that was made renewable, or that ops->reuse was called for, as if it were new, with so many references and with the one tensor of req (a message) entered but not referenced, and without the
- * times and the deadline. Before anybody else sees it, or before the call that made it returns, the maker calls either of
+ * A work that was made renewable, or that ops->reuse was called for, as if it were new: with so many references, with the one tensor of
+ * req (a message) entered but not referenced, and without the times and the deadline. Before anybody else sees it, or before the call that
+ * made it returns, the maker calls either of
  *   perigee__work_born_done  it has ended well within that call; nobody else may have seen it
  *   perigee__work_begins     it is under way
  */
@@ -118,6 +119,8 @@ bool perigee__work_finish(perigee_work *work, const perigee_error *error, int so
  *  caller's. */
 void perigee__work_born_done(perigee_work *work, int source_rank, int64_t now_ns);
 
+/** Wake who sleeps on it, after something they look at has changed (seq_cst). Any thread. */
+void perigee__work_ring(perigee_work *work);
 /** Tell o of the work's end: once, on the thread that ends it, or before this returns when it has ended. No lock may be held. */
 void perigee__work_observe(perigee_work *work, perigee__observer *o);
 /** The status that ending with this error gives. */
