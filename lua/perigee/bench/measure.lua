@@ -302,6 +302,7 @@ end
 --- Barriers until the kernel has spread the ranks over the cores: those that have just begun share one for a while, and
 --- so do those that have computed for long, as the check of a large size does.
 function Run:settle()
+  self.control:barrier() -- some rank may have been getting its memory for longer than all of this takes
   local start, n = perigee.clock(), 1
   while self.control:allreduce((perigee.clock() - start) * 1000, { op = "max" }) < self.opts.settle do
     loop.idle(n)(self.world)
