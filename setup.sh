@@ -173,7 +173,7 @@ full_test() {
 
 case "${1-}:${2-}" in
   demo:) demo ;;
-  build:) build ;;
+  build:) build -DPERIGEE_TESTS=OFF ;;
   test:) quick_test ;;
   test:--full) full_test ;;
   --rung:?*) "$2" ;;
