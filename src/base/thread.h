@@ -13,6 +13,9 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#if defined(__GLIBC__)
+#include <sys/single_threaded.h>
+#endif
 
 #include "base/attr.h"
 
@@ -43,11 +46,14 @@ bool perigee__trylock(perigee_mutex *m) PERIGEE_TRY_ACQUIRES(true, *m);
 void perigee__unlock(perigee_mutex *m) PERIGEE_RELEASES(*m);
 /** A full barrier right behind perigee__unlock of the thread: what it looks at next is not older than the unlock. */
 static inline void perigee__unlock_fence(void) {
-#if defined(__x86_64__) || defined(__i386__)
-  atomic_signal_fence(memory_order_seq_cst); /* an unlock is a locked instruction */
-#else
-  atomic_thread_fence(memory_order_seq_cst);
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GLIBC__)
+  /* An unlock is a locked instruction, but in a process of one thread, where glibc spares itself that. */
+  if (PERIGEE_LIKELY(!__libc_single_threaded)) {
+    atomic_signal_fence(memory_order_seq_cst);
+    return;
+  }
 #endif
+  atomic_thread_fence(memory_order_seq_cst);
 }
 /** Number of ranked mutexes this thread holds (debug builds; 0 otherwise). */
 int perigee__locks_held(void);
