@@ -3,6 +3,14 @@ local support = require "cli.support"
 
 local root = io.popen("pwd"):read "l"
 
+local function assert_passed(run, transport)
+  assert.equal(0, run.code, run.out .. run.err)
+  local cells, used = run.out:match "(%d+) cells passed %((%a+)"
+  assert.is_truthy(cells, run.out)
+  assert.is_true(tonumber(cells) > 1000)
+  assert.equal(transport, used)
+end
+
 describe("conformance table", function()
   after_each(support.cleanup)
   for _, transport in ipairs { "shm", "tcp" } do
@@ -12,11 +20,7 @@ describe("conformance table", function()
           export PERIGEE_TRANSPORT=%s PERIGEE_TIMEOUT=50
           timeout -k 2 170 $P run -n %d --timeout 160 %s/spec/conformance/table.lua
         ]]):format(transport, n, root), nil, 180)
-        assert.equal(0, run.code, run.out .. run.err)
-        local cells, used = run.out:match "(%d+) cells passed %((%a+)"
-        assert.is_truthy(cells, run.out)
-        assert.is_true(tonumber(cells) > 1000)
-        assert.equal(n == 1 and "self" or transport, used)
+        assert_passed(run, n == 1 and "self" or transport)
       end)
     end
   end
@@ -27,11 +31,7 @@ describe("conformance table", function()
         timeout -k 2 170 $P run -n 4 --timeout 160 bash -c \
           'PERIGEE_HOST_ID=host$((RANK/2)) exec $P lua %s/spec/conformance/table.lua'
       ]]):format(rule, root), nil, 180)
-      assert.equal(0, run.code, run.out .. run.err)
-      local cells, used = run.out:match "(%d+) cells passed %((%a+)"
-      assert.is_truthy(cells, run.out)
-      assert.is_true(tonumber(cells) > 1000)
-      assert.equal("tcp", used)
+      assert_passed(run, "tcp")
     end)
   end
 
@@ -40,11 +40,7 @@ describe("conformance table", function()
       export PERIGEE_TRANSPORT=tcp PERIGEE_TIMEOUT=50 PERIGEE_SELECT="allreduce+reduce:0-:halving;alltoall:0-:bruck"
       timeout -k 2 170 $P run -n 5 --timeout 160 %s/spec/conformance/table.lua
     ]]):format(root), nil, 180)
-    assert.equal(0, run.code, run.out .. run.err)
-    local cells, used = run.out:match "(%d+) cells passed %((%a+)"
-    assert.is_truthy(cells, run.out)
-    assert.is_true(tonumber(cells) > 1000)
-    assert.equal("tcp", used)
+    assert_passed(run, "tcp")
   end)
 
   for _, path in ipairs { "inline", "oneshot", "twoshot", "cma", "symmetric", "tcp" } do
@@ -53,11 +49,7 @@ describe("conformance table", function()
         export PERIGEE_PATH=%s PERIGEE_TIMEOUT=50
         timeout -k 2 170 $P run -n 3 --timeout 160 %s/spec/conformance/table.lua
       ]]):format(path, root), nil, 180)
-      assert.equal(0, run.code, run.out .. run.err)
-      local cells, used = run.out:match "(%d+) cells passed %((%a+)"
-      assert.is_truthy(cells, run.out)
-      assert.is_true(tonumber(cells) > 1000)
-      assert.equal(path == "tcp" and "tcp" or "shm", used)
+      assert_passed(run, path == "tcp" and "tcp" or "shm")
     end)
   end
 end)
