@@ -28,7 +28,7 @@
  * BARE_POLLS: about twice as long as a line takes to come over; PAUSE alone is as long as that on some cores.
  * YIELDS: mode PARK, before it sleeps; 2 to 50 measured alike, more only burns time when some rank computes. */
 enum {
-  ARENA_VERSION = 4,
+  ARENA_VERSION = 5,
   PAGE = 4096,
   WIDEST = 16,
   SPIN_US = 50,
@@ -122,6 +122,7 @@ void perigee__arena_sift(perigee__arena *a) {
   const perigee__shm_facts facts = {.n = a->n,
                                     .spin = a->mode == PERIGEE_ARENA_SPIN,
                                     .cma = a->cma,
+                                    .slow = a->slow,
                                     .path = a->path,
                                     .buffer_bytes = a->buffer_bytes};
   perigee__shm_table_make(a->tuning, &facts, &a->table);
@@ -136,6 +137,7 @@ void perigee__arena_facts(int n, int local_ranks, bool cma, perigee__shm_facts *
   *facts_p = (perigee__shm_facts){.n = n,
                                   .spin = mode_for(local_ranks) == PERIGEE_ARENA_SPIN,
                                   .cma = cma,
+                                  .slow = perigee__vm_is_slow(),
                                   .path = perigee__arena_path_named(perigee__env("PERIGEE_PATH")),
                                   .buffer_bytes = perigee__arena_buffer_bytes(n)};
 }
@@ -192,6 +194,7 @@ int perigee__arena_create_over(void *base, size_t bytes, perigee__mesh *mesh, pe
   a->status = (perigee__arena_status *)(void *)(a->base + a->layout.status);
   a->epoch = a->known = header->first_epoch;
   a->awaited = PERIGEE_ARENA_ALL;
+  a->cpu = -1;
   a->yields = YIELDS;
   a->bare_polls = a->mode == PERIGEE_ARENA_SPIN ? BARE_POLLS : 1;
   bool forced = strcmp(perigee__env("PERIGEE_WAIT"), "spin") == 0;
@@ -258,7 +261,9 @@ static void tell(const perigee__arena *a) {
                "group %s: shared memory for %d ranks, %s, path %s, the others' memory is %s",
                a->fate->name, a->n, a->mode == PERIGEE_ARENA_SPIN ? "spinning" : "parking",
                perigee__arena_path_name(a->path),
-               a->cma ? "read directly" : "copied through buffers");
+               !a->cma   ? "copied through buffers"
+               : a->slow ? "read directly, slowly"
+                         : "read directly");
 }
 
 int perigee__arena_create(perigee__mesh *mesh, perigee__fate *fate, int64_t deadline_ns,

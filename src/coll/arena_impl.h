@@ -5,6 +5,7 @@
 #ifndef PERIGEE_COLL_ARENA_IMPL_H
 #define PERIGEE_COLL_ARENA_IMPL_H
 
+#include <sched.h>
 #include <stdalign.h>
 
 #include "base/attr.h"
@@ -84,16 +85,19 @@ typedef struct perigee__arena_park {
 
 typedef struct perigee__arena_status {
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint64_t entered; /* relaxed: only shown in errors */
-  _Atomic int32_t cpu;                                     /* last seen on; relaxed: a hint */
   _Atomic uint32_t
       staging; /* epoch it last staged data for as the one rank the others need; relaxed: a hint */
-  _Atomic uint32_t closed; /* release when set, acquire in who waits */
+  /* Seldom written, and read by who waits: it stays in all caches. */
+  alignas(PERIGEE_FALSE_SHARING) _Atomic int32_t cpu; /* last seen on; relaxed: a hint */
+  _Atomic uint32_t closed;                            /* release when set, acquire in who waits */
   /* Words, as in lines, that count what this rank has handed to the root of a gather besides its line, and what roots have taken of it
    * (shm_gather.c). taken is written by the root. */
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t given;
   alignas(PERIGEE_FALSE_SHARING) _Atomic uint32_t taken;
   _Atomic uint32_t returned; /* likewise: how many have read what this rank lends to all */
-  perigee__vm_face face;     /* for reading this rank's memory; written before the members agree */
+  /* Written before the members agree. */
+  perigee__vm_face face; /* for reading this rank's memory */
+  uint32_t slow;         /* it finds reading others slow */
 } perigee__arena_status;
 
 /* ---- this rank's view --------------------------------------------------------------------------- */
@@ -103,6 +107,13 @@ typedef struct perigee__reach {
   char *base; /* of rank 0's part */
   size_t stride;
 } perigee__reach;
+
+/** What has come after the last barriers (shm_barrier.c). The same on all ranks, as what they call is. */
+typedef struct perigee__arena_habit {
+  bool at_barrier; /* the last call was one */
+  int root;  /* of the collective behind the last one, when its others wait for its root; else -1 */
+  int times; /* in a row */
+} perigee__arena_habit;
 
 /** Where things are, from n and the size of a buffer alone. */
 typedef struct perigee__arena_layout {
@@ -129,6 +140,7 @@ struct perigee__arena {
   perigee__shm_table table;      /* from the rules, n, mode, path, cma and buffer_bytes */
   /* reach.h */
   bool cma;      /* every rank can read every other's memory */
+  bool slow;     /* for one of them that takes several times as long as copying */
   int32_t *pids; /* n */
   uint64_t probe;
   perigee__segments *segments; /* symmetric memory; never NULL */
@@ -140,7 +152,8 @@ struct perigee__arena {
   uint32_t before; /* what that was when the call began */
   uint32_t known;  /* the last one that this rank knows all have arrived at */
   uint64_t check;  /* all this rank has done up to epoch: the fingerprint of every epoch, mixed */
-  int awaited;     /* who the wait that goes on is for: a rank, ALL or READERS */
+  perigee__arena_habit habit;
+  int awaited;                    /* who the wait that goes on is for: a rank, ALL or READERS */
   _Atomic uint32_t *awaited_word; /* of the awaited rank, and the value it is to come to */
   uint32_t awaited_value;
   /* This rank's line without the word: the payload of the one to come once somebody has written to it, all of the last one otherwise. Arriving
@@ -154,6 +167,7 @@ struct perigee__arena {
   int64_t work_ns;   /* what the others may take for their part of the call: added to spin_ns */
   bool past_caches;  /* the call moves so much that outputs are not worth keeping in caches */
   unsigned crowded;  /* SPIN: waits in a row that a yield has ended; PARK: all waits */
+  int cpu;           /* what the others have been told */
   const void **srcs; /* n, for reductions */
 };
 
@@ -247,6 +261,8 @@ typedef void (*perigee__arena_combine_fn)(perigee__arena *a, void *arg);
  */
 PERIGEE_MUST_CHECK int perigee__arena_meet(perigee__arena *a, perigee__arena_combine_fn combine,
                                            void *arg);
+/** The same, without combine: root alone waits for all and lets them go, and is the first to go on. */
+PERIGEE_MUST_CHECK int perigee__arena_meet_root(perigee__arena *a, int root);
 /**
  * Arrive at the next epoch without waiting for it: what the others read of this rank's memory they have read. Only as the last
  * step of a collective whose meetings before it were waited for: the next one waits again, so that a rank is never two ahead.
@@ -261,6 +277,15 @@ void perigee__arena_depart(perigee__arena *a);
  */
 void perigee__arena_give(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__arena_await(perigee__arena *a, int rank);
+/** Tell the others which core this rank is on. */
+static inline int perigee__arena_here(perigee__arena *a) {
+  int cpu = sched_getcpu();
+  if (PERIGEE_UNLIKELY(cpu != a->cpu)) {
+    a->cpu = cpu;
+    atomic_store_explicit(&a->status[a->me].cpu, cpu, memory_order_relaxed); /* a hint */
+  }
+  return cpu;
+}
 /** Before this rank, which all others need and none else, copies what it gives next: who waits for it on another core stays there. */
 static inline void perigee__arena_stages(perigee__arena *a) {
   atomic_store_explicit(&a->status[a->me].staging, perigee__arena_epoch_after(a->epoch),

@@ -8,6 +8,8 @@
  *   symmetric  the same in symmetric memory, and reductions there
  *   buffers    blocks are copied through buffers
  *   past_caches  what a rank copies into its outputs goes past the caches (tensor/copy.h) when its tensors have this many bytes
+ *   slow       where reading another process's memory takes several times as long as copying: buffers instead, unless one rank would have to
+ *              copy for many that can read at the same time
  * Ends are not included: 33k is "up to 32 KiB".
  *
  * With more ranks than cores what counts is how often a rank waits for one that has no core: the copy that lets a root or sender go at once
@@ -25,33 +27,42 @@
 #include "coll/select.h"
 
 #ifdef PERIGEE_HOSTILE
-#define PAST "256"
+#define PAST ";past_caches=256"
 #else
-#define PAST "56m"
+#define PAST "" /* as the machine's caches are: perigee__copy_past_from */
 #endif
 
 const char perigee__arena_rules[] =
-    "allreduce/spin@0-2:2k-:symmetric,4m-:cma,0-33k:oneshot,0-:twoshot;"
-    "allreduce/spin@3-4:2k-:symmetric,4m-:cma,0-17k:oneshot,0-:twoshot;"
-    "allreduce/spin@5-8:2k-:symmetric,4m-:cma,0-9k:oneshot,0-:twoshot;"
-    "allreduce/spin@9-16:2k-:symmetric,4m-:cma,0-5k:oneshot,0-:twoshot;"
-    "allreduce/spin:2k-:symmetric,4m-:cma,0-2k:oneshot,0-:twoshot;"
+    "allreduce/spin:2k-:symmetric;"
+    "allreduce/spin/quick:4m-:cma;"
+    "allreduce/spin@0-2:0-33k:oneshot;"
+    "allreduce/spin@3-4:0-17k:oneshot;"
+    "allreduce/spin@5-8:0-9k:oneshot;"
+    "allreduce/spin@9-16:0-5k:oneshot;"
+    "allreduce/spin:0-2k:oneshot,0-:twoshot;"
     "allreduce/park:16k-:symmetric,0-65k:oneshot,0-:twoshot;"
+    "reduce/spin/slow@0-3:2k-:symmetric,0-:root;"
     "reduce/spin@0-3:2k-:symmetric,8k-257k:cma,4m-:cma,0-:root;"
     "reduce/spin:2k-:symmetric,0-65k:root,0-:twoshot;"
     "reduce/park@0-3:16k-:symmetric,0-:root;"
     "reduce/park:16k-:symmetric,0-129k:root,0-:twoshot;"
     "reduce_scatter/spin:2k-:symmetric,0-:buffers;"
     "reduce_scatter/park:16k-:symmetric,0-:buffers;"
+    "broadcast/spin/slow:4k-:symmetric,0-:buffers;"
     "broadcast/spin:8k-:symmetric,8k-3073k:cma,0-:buffers;"
     "broadcast/park@0-4:64k-257k:symmetric,2m-:symmetric,0-:buffers;"
     "broadcast/park:2m-:symmetric,0-:buffers;"
-    "gather/spin@0-2:8k-:symmetric,8k-769k:cma,0-:buffers;"
+    "gather/spin/quick@0-2:8k-:symmetric,8k-769k:cma,0-:buffers;"
+    "gather/park/slow:64k-:symmetric,0-:buffers;"
     "gather/park:64k-:symmetric,768k-:cma,0-:buffers;"
-    "allgather/park@0-4:64k-:symmetric,64k-:cma,0-:buffers;"
+    "allgather/park/quick@0-4:64k-:symmetric,64k-:cma,0-:buffers;"
     "allgather/park:64k-:symmetric,0-:buffers;"
+    "alltoall/park/slow:64k-:symmetric,0-:buffers;"
+    "scatter/park/slow@0-4:128k-:symmetric,128k-:cma,0-:buffers;"
     "scatter+alltoall/park@5-8:32k-:symmetric,32k-:cma,0-:buffers;"
     "scatter+alltoall/park@9-:16k-:symmetric,16k-:cma,0-:buffers;"
     "scatter+alltoall/park:64k-:symmetric,64k-:cma,0-:buffers;"
+    "scatter/spin/slow:0-:buffers;"
+    "gather+allgather+alltoall/spin/slow:4k-:symmetric,0-:buffers;"
     "gather+allgather+scatter+alltoall/spin:8k-:symmetric,8k-:cma,0-:buffers;"
-    "twoshot_chunk=128k;copy_chunk/spin=64k;copy_chunk/park=256k;past_caches=" PAST;
+    "twoshot_chunk=128k;copy_chunk/spin=64k;copy_chunk/park=256k" PAST;

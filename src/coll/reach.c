@@ -4,9 +4,12 @@
 
 void perigee__reach_introduce(perigee__arena *a) {
   perigee__vm_show(&a->probe, &a->status[a->me].face);
+  a->status[a->me].slow = perigee__vm_is_slow();
 }
 
 bool perigee__reach_probe(perigee__arena *a) {
+  for (int r = 0; r < a->n; r++)
+    a->slow |= a->status[r].slow != 0;
   for (int r = 0; r < a->n; r++) {
     a->pids[r] = a->status[r].face.pid;
     int rc = r == a->me ? 0 : perigee__vm_probe(&a->status[r].face);

@@ -5,8 +5,10 @@
  *   rule    := kinds { "/" where | "@" ranks } ":" range ":" algorithm { "," range ":" algorithm }
  *            | setting { "/" where | "@" ranks } "=" bytes
  *   kinds   := kind { "+" kind }
- *   where   := "tcp" | "spin" | "park" | "shm"     messages; shared memory with a core for each rank, with fewer cores, either.
- *                                                  Left out: tcp for kinds, anywhere for settings
+ *   where   := "tcp" | "shm"                       messages; shared memory. Left out: tcp for kinds, anywhere for settings
+ *            | "spin" | "park"                     shared memory with a core for each rank, with fewer cores
+ *            | "quick" | "slow"                    shared memory where reading another process's memory takes about as long as copying,
+ *                                                  several times as long. "park/slow": both
  *   ranks   := n | lo "-" [ hi ]          members of the group, both ends included; left out: any
  *   range   := lo "-" [ hi ]              bytes, hi not included
  *   bytes   := number [ "k" | "m" | "g" ] powers of 1024
@@ -65,11 +67,17 @@ typedef enum perigee__algo {
       PERIGEE_ALGO_COUNT
 } perigee__algo;
 
-/** Bits. */
+/** Bits: one for messages and for each kind of shared memory. */
 typedef enum perigee__where {
   PERIGEE_WHERE_TCP = 1,
-  PERIGEE_WHERE_SPIN = 2,
-  PERIGEE_WHERE_PARK = 4,
+  PERIGEE_WHERE_SPIN_QUICK = 2,
+  PERIGEE_WHERE_SPIN_SLOW = 4,
+  PERIGEE_WHERE_PARK_QUICK = 8,
+  PERIGEE_WHERE_PARK_SLOW = 16,
+  PERIGEE_WHERE_SPIN = PERIGEE_WHERE_SPIN_QUICK | PERIGEE_WHERE_SPIN_SLOW,
+  PERIGEE_WHERE_PARK = PERIGEE_WHERE_PARK_QUICK | PERIGEE_WHERE_PARK_SLOW,
+  PERIGEE_WHERE_QUICK = PERIGEE_WHERE_SPIN_QUICK | PERIGEE_WHERE_PARK_QUICK,
+  PERIGEE_WHERE_SLOW = PERIGEE_WHERE_SPIN_SLOW | PERIGEE_WHERE_PARK_SLOW,
   PERIGEE_WHERE_SHM = PERIGEE_WHERE_SPIN | PERIGEE_WHERE_PARK
 } perigee__where;
 

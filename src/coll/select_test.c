@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "base/attr.h"
+#include "coll/shm_table.h"
 #include "coll/tuning.h"
 
 static perigee__tuning tuning_of(const char *rules) {
@@ -116,7 +117,9 @@ static void errors_name_the_word(void **state) {
       {"allreduce@4-2:0-:ring", "expected ranks"},
       {"allreduce:0-:ring allgather:0-:ring", "expected ',' or ';' at 'allgather:0-:ring'"},
       {";", "'' is no collective"},
-      {"allreduce/shn:0-:twoshot", "'shn' is no place (tcp, shm, spin, park)"},
+      {"allreduce/shn:0-:twoshot", "'shn' is no place (tcp, shm, spin, park, quick, slow)"},
+      {"gather/spin/park:0-:cma", "nowhere is 'park' and what stands before it"},
+      {"gather/tcp/slow:0-:cma", "nowhere is 'slow' and what stands before it"},
       {"allreduce/shm:0-:ring",
        "'ring' is no algorithm of allreduce in shared memory (oneshot, twoshot, cma, symmetric)"},
       {"allreduce:0-:twoshot", "'twoshot' is no algorithm of allreduce ("},
@@ -197,6 +200,35 @@ static void places(void **state) {
       perigee__select_setting(&t, PERIGEE_SETTING_COPY_CHUNK, PERIGEE_WHERE_PARK, 2, 1), 1);
 }
 
+/* What two words say together; a rule for one of the places holds there and nowhere else. */
+static void places_together(void **state) {
+  (void)state;
+  char text[512];
+  perigee__tuning t = {.select.nrules = 0};
+  assert_int_equal(perigee__select_parse(&t.select,
+                                         "gather/slow/park:0-1k:cma;gather/spin/quick:0-2k:cma;"
+                                         "gather/slow@2:0-:buffers;gather/shm/quick:0-:cma"),
+                   0);
+  (void)perigee__select_format(&t.select, text, sizeof(text));
+  assert_string_equal(text, "gather/park/slow:0-1k:cma;gather/spin/quick:0-2k:cma;"
+                            "gather/slow@2-2:0-:buffers;gather/quick:0-:cma");
+  perigee__select again = {.nrules = 0};
+  assert_int_equal(perigee__select_parse(&again, text), 0);
+  assert_memory_equal(again.rules, t.select.rules, sizeof(again.rules[0]) * (size_t)again.nrules);
+  static const struct {
+    bool spin, slow;
+    uint64_t end; /* of the first rule that holds */
+  } cases[] = {{false, true, 1024}, {true, false, 2048}, {true, true, UINT64_MAX}};
+  for (size_t i = 0; i < PERIGEE_COUNT(cases); i++) {
+    const perigee__shm_facts facts = {
+        .n = 2, .spin = cases[i].spin, .cma = true, .slow = cases[i].slow, .buffer_bytes = 4096};
+    perigee__shm_table table;
+    perigee__shm_table_make(&t, &facts, &table);
+    assert_int_equal(perigee__shm_entry_for(&table, PERIGEE_COLL_GATHER, false, 10)->end_bytes,
+                     cases[i].end);
+  }
+}
+
 static void write_file(const char *path, const char *text) {
   FILE *f = fopen(path, "w");
   assert_non_null(f);
@@ -273,6 +305,7 @@ int main(void) {
                                      cmocka_unit_test(environment),
                                      cmocka_unit_test(several_hosts),
                                      cmocka_unit_test(places),
+                                     cmocka_unit_test(places_together),
                                      cmocka_unit_test(files),
                                      cmocka_unit_test(table)};
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,7 +14,14 @@ static const struct {
 } places[] = {{"tcp", PERIGEE_WHERE_TCP},
               {"shm", PERIGEE_WHERE_SHM},
               {"spin", PERIGEE_WHERE_SPIN},
-              {"park", PERIGEE_WHERE_PARK}};
+              {"park", PERIGEE_WHERE_PARK},
+              {"quick", PERIGEE_WHERE_QUICK},
+              {"slow", PERIGEE_WHERE_SLOW},
+              /* only written: what two words say together */
+              {"spin/quick", PERIGEE_WHERE_SPIN_QUICK},
+              {"spin/slow", PERIGEE_WHERE_SPIN_SLOW},
+              {"park/quick", PERIGEE_WHERE_PARK_QUICK},
+              {"park/slow", PERIGEE_WHERE_PARK_SLOW}};
 
 static const struct {
   const char *name;
@@ -147,25 +154,31 @@ static int parse_range(reader *r, perigee__select *select, perigee__select_rule 
   return append(r, select, rule);
 }
 
+/* *where_p: what the words before this one have left. */
 static int parse_place(reader *r, uint8_t *where_p) {
   const char *name;
   char from[160];
   size_t len = word(r, &name);
   for (size_t i = 0; i < PERIGEE_COUNT(places); i++)
     if (strlen(places[i].name) == len && memcmp(places[i].name, name, len) == 0) {
-      *where_p = (uint8_t)places[i].where;
-      return 0;
+      *where_p &= (uint8_t)places[i].where;
+      if (*where_p != 0)
+        return 0;
+      return perigee__fail(PERIGEE_EINVAL, "%s: nowhere is '%.*s' and what stands before it",
+                           where_read(r, from, sizeof(from)), (int)len, name);
     }
-  return perigee__fail(PERIGEE_EINVAL, "%s: '%.*s' is no place (tcp, shm, spin, park)",
+  return perigee__fail(PERIGEE_EINVAL, "%s: '%.*s' is no place (tcp, shm, spin, park, quick, slow)",
                        where_read(r, from, sizeof(from)), (int)len, name);
 }
 
 /* { "/" where | "@" ranks } */
 static int parse_conditions(reader *r, perigee__select_rule *rule) {
+  uint8_t where = PERIGEE_WHERE_TCP | PERIGEE_WHERE_SHM;
   for (;;) {
     uint64_t lo = 0, hi = UINT64_MAX;
     if (take(r, '/')) {
-      PERIGEE_TRY(parse_place(r, &rule->where));
+      PERIGEE_TRY(parse_place(r, &where));
+      rule->where = where;
     } else if (take(r, '@')) {
       if (!span(r, true, &lo, &hi))
         return bad(r, "expected ranks as 'n', 'from-to' or 'from-'");

@@ -5,6 +5,7 @@
 
 #include "base/attr.h"
 #include "coll/arena_impl.h"
+#include "tensor/copy.h"
 
 /* "tcp" is seen by who makes the arena. */
 static const char *const path_names[PERIGEE_ARENA_PATH_COUNT] = {"auto",    "inline", "oneshot",
@@ -84,19 +85,19 @@ static size_t at_most(size_t bytes, size_t limit) { return bytes < limit ? bytes
 
 static void set_chunks(const perigee__tuning *tuning, perigee__shm_table *t) {
   const perigee__shm_facts *f = &t->facts;
-  perigee__where where = f->spin ? PERIGEE_WHERE_SPIN : PERIGEE_WHERE_PARK;
+  perigee__where where = perigee__shm_where(f);
   size_t two = perigee__select_setting(tuning, PERIGEE_SETTING_TWOSHOT_CHUNK, where, f->n, 131072);
   size_t least = (size_t)f->n << 14;
   size_t copy = perigee__select_setting(tuning, PERIGEE_SETTING_COPY_CHUNK, where, f->n, 65536);
   t->two_shot_chunk = at_most(two > least ? two : least, f->buffer_bytes);
-  t->past_min =
-      perigee__select_setting(tuning, PERIGEE_SETTING_PAST_CACHES, where, f->n, (size_t)56 << 20);
+  t->past_min = perigee__select_setting(tuning, PERIGEE_SETTING_PAST_CACHES, where, f->n,
+                                        perigee__copy_past_from());
   t->copy_chunk = at_most(copy / PERIGEE_CACHE_LINE * PERIGEE_CACHE_LINE, f->buffer_bytes);
 }
 
 void perigee__shm_table_make(const perigee__tuning *tuning, const perigee__shm_facts *facts,
                              perigee__shm_table *t) {
-  perigee__where where = facts->spin ? PERIGEE_WHERE_SPIN : PERIGEE_WHERE_PARK;
+  perigee__where where = perigee__shm_where(facts);
   t->facts = *facts;
   t->symmetric = perigee__shm_possible(facts, PERIGEE_PATH_SYMMETRIC);
   set_chunks(tuning, t);

@@ -25,6 +25,7 @@ typedef struct perigee__shm_facts {
   int n;
   bool spin; /* a core for each rank */
   bool cma;  /* every rank can read every other's memory */
+  bool slow; /* that takes several times as long as copying (transport/vm.h) */
   perigee__arena_path path;
   size_t buffer_bytes;
 } perigee__shm_facts;
@@ -48,6 +49,13 @@ typedef struct perigee__shm_table {
   uint16_t first[PERIGEE_SHM_KINDS + 1];
   perigee__shm_entry entries[PERIGEE_SHM_ENTRIES];
 } perigee__shm_table;
+
+/** Whose rules hold for such an arena. */
+static inline perigee__where perigee__shm_where(const perigee__shm_facts *facts) {
+  if (facts->spin)
+    return facts->slow ? PERIGEE_WHERE_SPIN_SLOW : PERIGEE_WHERE_SPIN_QUICK;
+  return facts->slow ? PERIGEE_WHERE_PARK_SLOW : PERIGEE_WHERE_PARK_QUICK;
+}
 
 void perigee__shm_table_make(const perigee__tuning *tuning, const perigee__shm_facts *facts,
                              perigee__shm_table *table_p);

@@ -1,6 +1,8 @@
 #include "tensor/copy.h"
 
+#include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #if defined(__SSE2__)
@@ -10,6 +12,35 @@
 void perigee__copy(void *dst, const void *src, size_t bytes) {
   if (bytes > 0 && dst != src)
     memcpy(dst, src, bytes);
+}
+
+/* ---- past the caches ---------------------------------------------------------------------------- */
+
+/*
+ * A quarter of the last level, which others use too, and no more than PAST_MOST: what has been seen to pay. In us, with memcpy : past it, 2 ranks,
+ * 32 MiB shared (EPYC): gather of 4 MiB 1567:555, allgather of 4 MiB 1941:1120, of 16 MiB 11128:7182, broadcast of 16 MiB 4211:2867. With a larger
+ * cache (Xeon) 64 MiB are broadcast in 6.4 ms instead of 12.5, and less than PAST_MOST gains nothing.
+ */
+#define PAST_MOST ((size_t)56 << 20)
+#define PAST_LEAST ((size_t)2 << 20)
+
+static size_t past_from = PAST_MOST;
+
+/* glibc's own figure counts what no core can use. */
+static void find_past_from(void) {
+  size_t kib = 0;
+  FILE *f = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "re");
+  if (f == NULL)
+    return;
+  if (fscanf(f, "%zuK", &kib) == 1 && kib > 0 && kib / 4 < PAST_MOST >> 10)
+    past_from = kib / 4 << 10 > PAST_LEAST ? kib / 4 << 10 : PAST_LEAST;
+  fclose(f);
+}
+
+size_t perigee__copy_past_from(void) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, find_past_from);
+  return past_from;
 }
 
 /*

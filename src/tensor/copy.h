@@ -12,5 +12,7 @@ void perigee__copy(void *dst, const void *src, size_t bytes);
  * first, or kept in them. Quicker then (see copy.c), slower otherwise. Other threads that are told by a store made afterwards see the bytes.
  */
 void perigee__copy_past(void *dst, const void *src, size_t bytes);
+/** Bytes of all tensors of a call from which on that pays on this machine, as its last level of cache tells (copy.c). */
+size_t perigee__copy_past_from(void);
 
 #endif

@@ -299,6 +299,12 @@ bool perigee__channel_idle(const perigee__channel *chan) { return perigee__list_
 
 /* ---- sending and taking back ------------------------------------------------------------------- */
 
+/* Whether the peer is to read the message from our memory. That we can read the peer is taken for a sign that it can read us. */
+static bool to_be_pulled(perigee__peer *peer, size_t size) {
+  return size >= PERIGEE_PULL_MIN && (size > PERIGEE_EAGER_MAX || !perigee__vm_is_slow()) &&
+         perigee__ring_readable(&peer->ring);
+}
+
 void perigee__channel_send(perigee__peer *peer, perigee__xfer *xfer) {
   perigee__channel *chan = &peer->chan;
   perigee__frame frame = {.kind = (uint8_t)xfer->key.kind,
@@ -308,8 +314,7 @@ void perigee__channel_send(perigee__peer *peer, perigee__xfer *xfer) {
                           .length = xfer->size};
   uint64_t cost = xfer->size + PERIGEE_FRAME_SIZE;
   bool ring = peer->ring.base != NULL && chan->stream == &peer->ring.stream;
-  /* That we can read the peer is taken for a sign that it can read us. */
-  bool pull = ring && xfer->size >= PERIGEE_PULL_MIN && perigee__ring_readable(&peer->ring);
+  bool pull = ring && to_be_pulled(peer, xfer->size);
   if (xfer->size <= PERIGEE_EAGER_MAX && chan->credit >= cost && !pull) {
     chan->credit -= cost;
     frame.type = PERIGEE_FRAME_EAGER;

@@ -73,9 +73,9 @@ enum {
 enum {
   PERIGEE_EAGER_MAX = 64 << 10,
   PERIGEE_CHUNK = 1 << 20,
-  PERIGEE_PULL_MIN =
-      16
-      << 10, /* from here on announced to a rank that can read our memory, however much credit there is */
+  /* From here on announced to a rank that can read our memory, however much credit there is; where that is slow (vm.h) only from EAGER_MAX. In
+   * us, pulled : through the ring, where it is: ping-pong 16 KiB 4.6:2.0, 64 KiB 10.5:6.4, 128 KiB 13:13; messages in flight 4.2:1.4, 10:4.7. */
+  PERIGEE_PULL_MIN = 16 << 10,
   PERIGEE_HELP_MIN = 128 << 10,  /* from here on sender and receiver each move a part ... */
   PERIGEE_HELP_PART = 64 << 10,  /* ... of so much at least */
   PERIGEE_CREDIT = 1 << 20,      /* unexpected eager bytes one peer may have with us */
