@@ -22,7 +22,8 @@
  * Phases: every collective is a sequence of phases, and each takes the next epoch, the same on all ranks. In each a rank writes
  *   what it has to say into its line and buffers of that epoch, arrives, and goes on when those it needs have arrived. Epochs are 31
  *   bits, are compared by unsigned difference and never reset.
- *   meeting      all need all. There is one kind, so ranks that run different collectives meet too, and see it.
+ *   meeting      all need all. There is one kind, so ranks that run different collectives meet too, and see it. Only barriers may meet
+ *                through a root, which waits for all and publishes last (shm_barrier.c).
  *   from root    (broadcast, scatter) the others need the root, and the root nobody
  *   to root      (reduce, gather) the root needs all, and the others nobody
  *   A rank that needs nobody runs ahead: it may be in a later collective before the others have come to this one.

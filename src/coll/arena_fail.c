@@ -38,11 +38,14 @@ int perigee__arena_fail_group(perigee__arena *a) {
   return a->error->code;
 }
 
+/* Its line tells, or its note: a root that lets the others go has come before it publishes (perigee__arena_meet_root). */
 static bool arrived(const perigee__arena *a, int rank) {
-  /* acquire: pairs with the release of the arrival */
+  /* acquire both: pair with the release of the arrival and with take_note */
   uint32_t word =
       atomic_load_explicit(&perigee__arena_line_at(a, rank, a->epoch)->word, memory_order_acquire);
-  return perigee__arena_reached(word, a->epoch);
+  const perigee__arena_note *note = perigee__arena_note_at(a, rank, a->epoch);
+  return perigee__arena_reached(word, a->epoch) ||
+         atomic_load_explicit(&note->epoch, memory_order_acquire) == a->epoch;
 }
 
 /* Whether this rank waits for that one. */

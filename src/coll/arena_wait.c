@@ -93,7 +93,7 @@ static perigee__arena_reason word_sleep(const perigee__arena *a, _Atomic uint32_
 static void spread(perigee__arena *a) {
   cpu_set_t allowed, there;
   uint8_t ranks[CPU_SETSIZE] = {0};
-  int own = sched_getcpu(), best = -1;
+  int own = perigee__arena_here(a), best = -1;
   if (own < 0 || own >= CPU_SETSIZE || sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
     return;
   for (int r = 0; r < a->n; r++) {
@@ -112,22 +112,24 @@ static void spread(perigee__arena *a) {
   CPU_SET((size_t)best, &there);
   if (sched_setaffinity(0, sizeof(there), &there) == 0)
     (void)!sched_setaffinity(0, sizeof(allowed), &allowed);
-  atomic_store_explicit(&a->status[a->me].cpu, best, memory_order_relaxed);
+  (void)perigee__arena_here(a);
+}
+
+static bool is_on(const perigee__arena *a, int rank, int cpu) {
+  return cpu >= 0 &&
+         atomic_load_explicit(&a->status[rank].cpu, memory_order_relaxed) == cpu; /* a hint */
 }
 
 /* ---- mode SPIN --------------------------------------------------------------------------------- */
 
-/* Whether that rank, or one of the READERS, was last seen on the core this one runs on: then it cannot come while this one polls. Tells the
- * others as well. */
-static bool same_core(const perigee__arena *a, int rank) {
-  int cpu = sched_getcpu();
-  /* relaxed all: hints */
-  atomic_store_explicit(&a->status[a->me].cpu, cpu, memory_order_relaxed);
+/* Whether that rank, or one of the READERS, was last seen on the core this one runs on: then it cannot come while this one polls. */
+static bool same_core(perigee__arena *a, int rank) {
+  int cpu = perigee__arena_here(a);
   if (rank >= 0)
-    return cpu >= 0 && atomic_load_explicit(&a->status[rank].cpu, memory_order_relaxed) == cpu;
+    return is_on(a, rank, cpu);
   for (int r = 0; r < a->n; r++)
-    if (r != a->me && atomic_load_explicit(&a->status[r].cpu, memory_order_relaxed) == cpu)
-      return cpu >= 0;
+    if (r != a->me && is_on(a, r, cpu))
+      return true;
   return false;
 }
 
@@ -166,9 +168,9 @@ static perigee__arena_reason word_spin(perigee__arena *a, int rank, _Atomic uint
 
 /* The awaited rank copies right now what this one waits for, on another core: polled for as long as the copy may take. Who yields meanwhile
  * waits for what the others on this core do as well. */
-static bool word_comes(const perigee__arena *a, int rank, _Atomic uint32_t *word, uint32_t epoch) {
+static bool word_comes(perigee__arena *a, int rank, _Atomic uint32_t *word, uint32_t epoch) {
   if (rank < 0 || atomic_load_explicit(&a->status[rank].staging, memory_order_relaxed) != epoch ||
-      atomic_load_explicit(&a->status[rank].cpu, memory_order_relaxed) == sched_getcpu())
+      is_on(a, rank, perigee__arena_here(a)))
     return false;
   int64_t until = perigee__deadline_in(STAGING_NS);
   do {
@@ -324,6 +326,26 @@ int perigee__arena_meet(perigee__arena *a, perigee__arena_combine_fn combine, vo
   if (a->mode == PERIGEE_ARENA_SPIN)
     return meet_spin(a, mine);
   return meet_park(a, mine, a->epoch, combine, arg);
+}
+
+int perigee__arena_meet_root(perigee__arena *a, int root) {
+  perigee__arena_line *mine = step(a), *first = perigee__arena_line_at(a, root, a->epoch);
+  if (a->me == root) {
+    PERIGEE_TRY(lines_wait(a));
+    word_publish(&mine->word, a->epoch);
+    return 0;
+  }
+  word_publish(&mine->word, a->epoch);
+  for (int polls = a->bare_polls; !word_reached(&first->word, a->epoch);)
+    if (--polls <= 0) {
+      perigee__arena_reason reason = word_wait(a, root, &first->word, a->epoch);
+      if (reason != PERIGEE_ARENA_GO_ON)
+        return perigee__arena_give_up(a, reason);
+    }
+  if (PERIGEE_UNLIKELY(first->check != a->check))
+    return perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
+  a->known = a->epoch; /* a root that has done what this rank has done has waited for all */
+  return 0;
 }
 
 void perigee__arena_depart(perigee__arena *a) {

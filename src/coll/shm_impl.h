@@ -17,6 +17,9 @@
 #include "tensor/copy.h"
 #include "tensor/reduce.h"
 
+/** Before every call: keep what the barrier goes by. */
+void perigee__shm_learn(perigee__arena *a);
+PERIGEE_MUST_CHECK int perigee__shm_barrier(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__shm_allreduce(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__shm_reduce(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__shm_broadcast(perigee__arena *a);

@@ -1,8 +1,6 @@
 /* Entry of the shared-memory engine: what is common to all collectives, and the choice among them by kind. */
 #include "coll/shm_impl.h"
 
-#include <sched.h>
-
 #include "base/assert.h"
 
 /* A rank that waits for one that copies does not sleep before this much could have been copied: being woken takes as long as a MiB. */
@@ -31,7 +29,7 @@ static int run(perigee__arena *a, const perigee__coll_call *call) {
   PERIGEE_TRY(perigee__arena_room(a, room_of(call->kind)));
   switch (call->kind) {
   case PERIGEE_COLL_BARRIER:
-    return perigee__arena_meet(a, NULL, NULL);
+    return perigee__shm_barrier(a);
   case PERIGEE_COLL_ALLREDUCE:
     return perigee__shm_allreduce(a);
   case PERIGEE_COLL_BROADCAST:
@@ -67,7 +65,7 @@ int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_
   /* relaxed both: numbers that other ranks ask for to say who is missing */
   atomic_store_explicit(&a->fate->entered, call->seq, memory_order_relaxed);
   atomic_store_explicit(&a->status[a->me].entered, call->seq, memory_order_relaxed);
-  atomic_store_explicit(&a->status[a->me].cpu, sched_getcpu(), memory_order_relaxed);
+  (void)perigee__arena_here(a);
   a->call = call;
   a->error = error_p;
   a->aux = 0;
@@ -77,6 +75,7 @@ int perigee__shm_run(perigee__arena *a, const perigee__coll_call *call, perigee_
   a->past_caches = bytes >= a->table.past_min;
   if (PERIGEE_UNLIKELY(perigee__fate_failed(a->fate)))
     return perigee__fate_error(a->fate, call->op, call->shown_seq, false, error_p);
+  perigee__shm_learn(a);
   int rc = run(a, call);
   if (PERIGEE_UNLIKELY(rc < 0) && perigee__fate_failed(a->fate))
     perigee__arena_break(a);
