@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/clock.h"
 #include "transport/mesh_impl.h"
 
 enum {
@@ -231,6 +232,9 @@ static bool flush(perigee__peer *peer, bool turn) {
     chan->held = 0;
     ssize_t n =
         most > 0 ? chan->stream->ops->writev(chan->stream, iov, gather(chan, iov, most)) : -EAGAIN;
+    if (chan->stream->ops->staged)
+      chan->sent_ns =
+          perigee__now_ns(); /* a write is no pause between two sends, however long it takes */
     if (n == -EAGAIN && turn) {
       perigee__list_append(&peer->mesh->later, &peer->dirty);
       return moved;

@@ -77,7 +77,7 @@ typedef struct perigee__channel {
   bool bye;             /* our GOODBYE is queued: nothing may follow it */
   bool silent;          /* the system has given the peer's host up */
   /* sends that are not waited for (message.c) */
-  int64_t sent_ns; /* the last of them */
+  int64_t sent_ns; /* the last of them was queued, or written */
   unsigned burst;  /* those before it that came close behind each other */
   uint32_t held;   /* bytes queued since the last write */
   /* reading */
