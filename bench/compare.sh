@@ -310,10 +310,16 @@ openmpi_veth() { # round ranks
 
 # ---- all of it --------------------------------------------------------------------------------------------
 
+# The cores of a virtual machine that did something else may be far from each other for a while, and what runs first would pay for it.
+warm_up() { # ranks
+  "$PERIGEE" bench -n "$1" --settle 1500 --iters 1 -c 0 --sizes 8 barrier >/dev/null 2>&1 || true
+}
+
 one_round() { # round
   local n begun steal_before
   for n in ${ranks//,/ }; do
     begun=$SECONDS steal_before=$(steal)
+    warm_up "$n"
     perigee "$1" "$n"
     case "$net" in
       '')

@@ -16,7 +16,9 @@
 #include "cli/lua_main.h"
 #include "cli/opt_values.h"
 #include "cli/paths.h"
+#include "tensor/copy.h"
 #include "transport/memfd.h"
+#include "transport/vm.h"
 
 static const char help[] =
     "Usage: perigee info [OPTIONS] [OPERATION BYTES]\n"
@@ -60,8 +62,14 @@ static void print_shared_memory(void) {
   read_choice("/sys/kernel/mm/transparent_hugepage/shmem_enabled", huge, sizeof(huge));
   printf("shared mem  %s; huge pages in it: %s\n", memory ? "memfd" : perigee_last_error()->message,
          huge);
-  printf("reads       ranks %s each other's memory by system call\n",
-         perigee__info_cma() ? "read" : "cannot read");
+  bool cma = perigee__info_cma();
+  printf("reads       ranks %s each other's memory by system call%s\n",
+         cma ? "read" : "cannot read",
+         !cma                    ? ""
+         : perigee__vm_is_slow() ? "; slow: rules for \"slow\" hold"
+                                 : "; quick: rules for \"quick\" hold");
+  printf("copies      past the caches from %zu MiB of tensors on\n",
+         perigee__copy_past_from() >> 20);
   printf("waiting     %s: up to %d ranks spin, more park\n", perigee__env("PERIGEE_WAIT"), cores);
 }
 

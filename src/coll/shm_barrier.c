@@ -2,7 +2,7 @@
  * Barrier. When it comes again and again before a collective in which the others wait for a root (broadcast, scatter), the root goes first:
  * it waits for all, lets them go and goes on, so that what they ask for next is there, or on its way, when they come to it. Otherwise all go at
  * once, and those that come to the next collective before the root wait for it a second time, with more ranks than cores by another
- * round of the scheduler. What is won there is more than the barrier loses; measured with a barrier before each broadcast.
+ * round of the scheduler. A barrier and a broadcast together take as long either way (measured): who waits does it once, in the barrier.
  * Before anything else going first would only cost the root's turn. Hence the habit: what has come after the last few barriers decides
  * about the next, and all ranks decide alike, because they call the same.
  */
