@@ -249,7 +249,7 @@ static inline char *perigee__arena_slot_of(const perigee__arena *a, int rank, ui
   return perigee__arena_slot_at(a, rank, (a->epoch - age) & PERIGEE_ARENA_EPOCHS);
 }
 
-/* ---- meeting (arena_wait.c) ---------------------------------------------------------------------- */
+/* ---- meeting (arena_meet.c) ---------------------------------------------------------------------- */
 
 /** What the last to arrive does for all in mode PARK: reads lines and buffers of the meeting, writes park->payload or a buffer of
  *  its own and park->source. */
@@ -277,21 +277,12 @@ void perigee__arena_depart(perigee__arena *a);
  */
 void perigee__arena_give(perigee__arena *a);
 PERIGEE_MUST_CHECK int perigee__arena_await(perigee__arena *a, int rank);
-/** Tell the others which core this rank is on. */
-static inline int perigee__arena_here(perigee__arena *a) {
-  int cpu = sched_getcpu();
-  if (PERIGEE_UNLIKELY(cpu != a->cpu)) {
-    a->cpu = cpu;
-    atomic_store_explicit(&a->status[a->me].cpu, cpu, memory_order_relaxed); /* a hint */
-  }
-  return cpu;
-}
+PERIGEE_MUST_CHECK int perigee__arena_await_all(perigee__arena *a);
 /** Before this rank, which all others need and none else, copies what it gives next: who waits for it on another core stays there. */
 static inline void perigee__arena_stages(perigee__arena *a) {
   atomic_store_explicit(&a->status[a->me].staging, perigee__arena_epoch_after(a->epoch),
                         memory_order_relaxed);
 }
-PERIGEE_MUST_CHECK int perigee__arena_await_all(perigee__arena *a);
 /** Wait until the word of a rank has come to value; what for is the caller's. Errors as of meet. */
 PERIGEE_MUST_CHECK int perigee__arena_await_word(perigee__arena *a, int rank,
                                                  _Atomic uint32_t *word, uint32_t value);
@@ -304,8 +295,6 @@ PERIGEE_MUST_CHECK int perigee__arena_await_word(perigee__arena *a, int rank,
 void perigee__arena_lend(perigee__arena *a);
 void perigee__arena_give_back(perigee__arena *a, int root);
 PERIGEE_MUST_CHECK int perigee__arena_await_returned(perigee__arena *a);
-/** Move a word on and wake who sleeps on it (release; pairs with the acquire in await_word). */
-void perigee__arena_publish(_Atomic uint32_t *word, uint32_t value);
 /** perigee__arena_room, when it has to wait. */
 PERIGEE_MUST_CHECK int perigee__arena_settle(perigee__arena *a);
 /** Before the line and buffers of the next epoch are written: all have left the ones used before. back: one of the two ROOMs. */
@@ -316,14 +305,8 @@ static inline int perigee__arena_room(perigee__arena *a, uint32_t back) {
 }
 /** Mode PARK: all others have arrived at the next meeting, so this rank will combine. */
 bool perigee__arena_will_be_last(const perigee__arena *a);
-/** Whether a word has come to epoch. */
-static inline bool perigee__arena_reached(uint32_t word, uint32_t epoch) {
-  return (((word >> 1) - epoch) & PERIGEE_ARENA_EPOCHS) <= PERIGEE_ARENA_EPOCHS / 2;
-}
-/** Make everybody who sleeps on a word of this arena look around: something other than an arrival has happened. Any thread. */
-void perigee__arena_kick(const perigee__arena *a);
 
-/* ---- failing (arena_fail.c) ---------------------------------------------------------------------- */
+/* ---- words and waits (arena_wait.c) -------------------------------------------------------------- */
 
 typedef enum perigee__arena_reason { /* why a wait ended without what it waited for */
   PERIGEE_ARENA_GO_ON,
@@ -339,6 +322,40 @@ enum {
   PERIGEE_ARENA_ALL = -1,
   PERIGEE_ARENA_READERS = -2
 };
+
+/** Tell the others which core this rank is on. */
+static inline int perigee__arena_here(perigee__arena *a) {
+  int cpu = sched_getcpu();
+  if (PERIGEE_UNLIKELY(cpu != a->cpu)) {
+    a->cpu = cpu;
+    atomic_store_explicit(&a->status[a->me].cpu, cpu, memory_order_relaxed); /* a hint */
+  }
+  return cpu;
+}
+/** Wake who sleeps on a word. */
+void perigee__arena_wake(_Atomic uint32_t *word);
+/** Move a word on, to an epoch or a count, and wake who sleeps on it. */
+static inline void perigee__arena_publish(_Atomic uint32_t *word, uint32_t value) {
+  /* release: pairs with the acquire in perigee__arena_word_reached of those who see the value */
+  uint32_t old = atomic_exchange_explicit(word, value << 1, memory_order_release);
+  if (PERIGEE_UNLIKELY(old & PERIGEE_ARENA_WAITERS))
+    perigee__arena_wake(word);
+}
+/** Whether a word has come to epoch. */
+static inline bool perigee__arena_reached(uint32_t word, uint32_t epoch) {
+  return (((word >> 1) - epoch) & PERIGEE_ARENA_EPOCHS) <= PERIGEE_ARENA_EPOCHS / 2;
+}
+static inline bool perigee__arena_word_reached(_Atomic uint32_t *word, uint32_t epoch) {
+  /* acquire: pairs with the release in perigee__arena_publish */
+  return perigee__arena_reached(atomic_load_explicit(word, memory_order_acquire), epoch);
+}
+/** It was not there at once: wait for it. rank: whose word it is, ALL or READERS. */
+perigee__arena_reason perigee__arena_wait(perigee__arena *a, int rank, _Atomic uint32_t *word,
+                                          uint32_t epoch);
+/** Make everybody who sleeps on a word of this arena look around: something other than an arrival has happened. Any thread. */
+void perigee__arena_kick(const perigee__arena *a);
+
+/* ---- failing (arena_fail.c) ---------------------------------------------------------------------- */
 
 /** Reason to give up the wait that goes on. */
 perigee__arena_reason perigee__arena_look(const perigee__arena *a);

@@ -1,5 +1,5 @@
 /*
- * Meetings: how ranks arrive, wait, sleep and are woken.
+ * Words, and how a rank waits for one: polls, yields, sleeps and is woken. Who meets whom: arena_meet.c.
  *
  * Words. A word is (epoch << 1) | waiters. It is moved on to an epoch by exchange (release), which also hands the publisher the
  * waiters bit: no fence, no second word, and no system call unless somebody sleeps. A sleeper sets the bit by compare-and-swap and
@@ -12,16 +12,12 @@
  *     was for (fate, closed mark), because it looks after setting the bit.
  *   A second sleeper that finds the bit set by the first does not swap; it sleeps on the value it loaded (acquire) and looked after.
  *   If a kick came after that load the value has changed, unless a third has set the bit again already: see SLICE_MS.
- * Data. What a rank wrote before it arrived is seen by all who pass the meeting. SPIN: release of the exchange, acquire of the load
- * that sees the epoch. PARK: the increments are acquire and release, so the last to arrive has seen all; its exchange of
- * the release word pairs with the acquire of those who see it.
  */
 #include "coll/arena_impl.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <sched.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "base/futex.h"
@@ -41,19 +37,8 @@ enum {
   SLICE_MS = 100
 };
 #define STAGING_NS (40 * PERIGEE_NS_PER_US)
-#define CHECK_FACTOR UINT64_C(0x9e3779b97f4a7c15) /* odd */
 
-static void word_publish(_Atomic uint32_t *word, uint32_t epoch) {
-  /* release: pairs with the acquire in word_reached of those who see the epoch */
-  uint32_t old = atomic_exchange_explicit(word, epoch << 1, memory_order_release);
-  if (PERIGEE_UNLIKELY(old & PERIGEE_ARENA_WAITERS))
-    perigee__futex_wake(word, INT_MAX, true);
-}
-
-static bool word_reached(_Atomic uint32_t *word, uint32_t epoch) {
-  /* acquire: pairs with the release in word_publish */
-  return perigee__arena_reached(atomic_load_explicit(word, memory_order_acquire), epoch);
-}
+void perigee__arena_wake(_Atomic uint32_t *word) { perigee__futex_wake(word, INT_MAX, true); }
 
 static void word_kick(_Atomic uint32_t *word) {
   /* release: pairs with the acquire of the swap and loads in word_sleep */
@@ -66,7 +51,8 @@ static perigee__arena_reason word_sleep(const perigee__arena *a, _Atomic uint32_
                                         uint32_t epoch) {
   int64_t slice_ns = FIRST_SLICE_MS * PERIGEE_NS_PER_MS;
   for (;;) {
-    uint32_t seen = atomic_load_explicit(word, memory_order_acquire); /* word_publish, word_kick */
+    uint32_t seen =
+        atomic_load_explicit(word, memory_order_acquire); /* perigee__arena_publish, word_kick */
     if (perigee__arena_reached(seen, epoch))
       return PERIGEE_ARENA_GO_ON;
     uint32_t asleep = seen | PERIGEE_ARENA_WAITERS;
@@ -75,7 +61,7 @@ static perigee__arena_reason word_sleep(const perigee__arena *a, _Atomic uint32_
       continue; /* acquire: word_kick */
     perigee__arena_reason reason = perigee__arena_look(a);
     if (reason != PERIGEE_ARENA_GO_ON)
-      return word_reached(word, epoch) ? PERIGEE_ARENA_GO_ON : reason;
+      return perigee__arena_word_reached(word, epoch) ? PERIGEE_ARENA_GO_ON : reason;
     int64_t slice = perigee__deadline_in(slice_ns);
     if (slice > a->call->deadline_ns)
       slice = a->call->deadline_ns;
@@ -142,14 +128,14 @@ static perigee__arena_reason word_spin(perigee__arena *a, int rank, _Atomic uint
     bool crowded = same_core(a, rank);
     if (crowded) {
       sched_yield();
-      if (word_reached(word, epoch)) {
+      if (perigee__arena_word_reached(word, epoch)) {
         if (++a->crowded % CROWDED_OFTEN == 0)
           spread(a);
         return PERIGEE_ARENA_GO_ON;
       }
     }
     for (int i = 0; i < PAUSE_POLLS; i++) {
-      if (word_reached(word, epoch)) {
+      if (perigee__arena_word_reached(word, epoch)) {
         a->crowded = 0;
         return PERIGEE_ARENA_GO_ON;
       }
@@ -175,7 +161,7 @@ static bool word_comes(perigee__arena *a, int rank, _Atomic uint32_t *word, uint
   int64_t until = perigee__deadline_in(STAGING_NS);
   do {
     for (int i = 0; i < PAUSE_POLLS; i++) {
-      if (word_reached(word, epoch))
+      if (perigee__arena_word_reached(word, epoch))
         return true;
       perigee__cpu_relax();
     }
@@ -190,7 +176,7 @@ static perigee__arena_reason word_park(perigee__arena *a, int rank, _Atomic uint
   if (++a->crowded % PARKED_OFTEN == 0)
     spread(a);
   for (int i = 0; i < a->yields; i++) {
-    if (word_reached(word, epoch) || word_comes(a, rank, word, epoch))
+    if (perigee__arena_word_reached(word, epoch) || word_comes(a, rank, word, epoch))
       return PERIGEE_ARENA_GO_ON;
     if (perigee__fate_failed(a->fate))
       break;
@@ -199,225 +185,11 @@ static perigee__arena_reason word_park(perigee__arena *a, int rank, _Atomic uint
   return word_sleep(a, word, epoch);
 }
 
-/* It was not there at once. */
-static perigee__arena_reason word_wait(perigee__arena *a, int rank, _Atomic uint32_t *word,
-                                       uint32_t epoch) {
+perigee__arena_reason perigee__arena_wait(perigee__arena *a, int rank, _Atomic uint32_t *word,
+                                          uint32_t epoch) {
   return a->mode == PERIGEE_ARENA_SPIN ? word_spin(a, rank, word, epoch)
                                        : word_park(a, rank, word, epoch);
 }
-
-/* Wait for all lines of the epoch this rank has arrived at. */
-static int lines_wait(perigee__arena *a) {
-  uint64_t check = a->check, differ = 0;
-  uint32_t epoch = a->epoch, any = a->own.aux, all = any;
-  for (int r = 0; r < a->n; r++) {
-    if (r == a->me)
-      continue;
-    perigee__arena_line *line = perigee__arena_line_at(a, r, epoch);
-    int polls = a->bare_polls;
-    while (!word_reached(&line->word, epoch)) {
-      if (--polls > 0)
-        continue;
-      perigee__arena_reason reason = word_wait(a, r, &line->word, epoch);
-      if (reason != PERIGEE_ARENA_GO_ON)
-        return perigee__arena_give_up(a, reason);
-      break;
-    }
-    differ |= line->check ^ check;
-    any |= line->aux;
-    all &= line->aux;
-  }
-  a->aux_any = any;
-  a->aux_all = all;
-  a->known = epoch;
-  return PERIGEE_LIKELY(differ == 0) ? 0 : perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
-}
-
-static int meet_spin(perigee__arena *a, perigee__arena_line *mine) {
-  word_publish(&mine->word, a->epoch);
-  PERIGEE_TRY(lines_wait(a));
-  /* The others have read our next line some meetings ago: have it back by the time it is written. */
-  perigee__prefetch_write(perigee__arena_next_line(a));
-  return 0;
-}
-
-/* All have arrived and this rank was the last: decide for all and let them go. */
-static void release(perigee__arena *a, uint32_t epoch, perigee__arena_combine_fn combine,
-                    void *arg) {
-  uint64_t differ = 0;
-  uint32_t any = 0, all = UINT32_MAX;
-  for (int r = 0; r < a->n; r++) {
-    const perigee__arena_line *line = perigee__arena_line_of(a, r);
-    differ |= line->check ^ a->check;
-    any |= line->aux;
-    all &= line->aux;
-  }
-  a->park->same = differ == 0;
-  a->park->aux_any = any;
-  a->park->aux_all = all;
-  if (combine != NULL && differ == 0)
-    combine(a, arg);
-  /* relaxed: the counter is used again at epoch + BUFFERS, by ranks that know of all that they have arrived at a later one, which
-   * this rank does after this store */
-  atomic_store_explicit(&a->park->arrivals[epoch % PERIGEE_ARENA_BUFFERS], 0, memory_order_relaxed);
-  word_publish(&a->park->released, epoch);
-}
-
-/* True when this rank was the last, and has let the others go. */
-static bool arrive_park(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch,
-                        perigee__arena_combine_fn combine, void *arg) {
-  /* release: who looks for missing ranks and sees the epoch also sees what was done before */
-  atomic_store_explicit(&mine->word, epoch << 1, memory_order_release);
-  /* release: what this rank wrote goes to the last to arrive. acquire: the last sees what all the others wrote, because their increments form
-   * one release sequence. */
-  uint32_t before = atomic_fetch_add_explicit(&a->park->arrivals[epoch % PERIGEE_ARENA_BUFFERS], 1,
-                                              memory_order_acq_rel);
-  if (before + 1 != (uint32_t)a->n)
-    return false;
-  release(a, epoch, combine, arg);
-  return true;
-}
-
-static int meet_park(perigee__arena *a, perigee__arena_line *mine, uint32_t epoch,
-                     perigee__arena_combine_fn combine, void *arg) {
-  if (!arrive_park(a, mine, epoch, combine, arg)) {
-    perigee__arena_reason reason = word_park(a, PERIGEE_ARENA_ALL, &a->park->released, epoch);
-    if (reason != PERIGEE_ARENA_GO_ON)
-      return perigee__arena_give_up(a, reason);
-  }
-  a->known = epoch;
-  a->aux_any = a->park->aux_any;
-  a->aux_all = a->park->aux_all;
-  return PERIGEE_LIKELY(a->park->same) ? 0 : perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
-}
-
-/* Write down what this rank does in this epoch. */
-static void take_note(perigee__arena *a) {
-  perigee__arena_note *note = perigee__arena_note_at(a, a->me, a->epoch);
-  /* A reader that sees something of what follows the fence does not see the epoch that was there before (noted in arena_fail.c). */
-  atomic_store_explicit(&note->epoch, PERIGEE_ARENA_WRITTEN, memory_order_relaxed);
-  atomic_thread_fence(memory_order_release);
-  atomic_store_explicit(&note->fp, a->call->fp, memory_order_relaxed);
-  atomic_store_explicit(&note->check, a->check, memory_order_relaxed);
-  /* release: pairs with the acquire in noted */
-  atomic_store_explicit(&note->epoch, a->epoch, memory_order_release);
-}
-
-/* Own line of the next epoch, with what every line has; this rank is at it from now on. */
-static perigee__arena_line *step(perigee__arena *a) {
-  a->epoch = perigee__arena_epoch_after(a->epoch);
-  /* one-to-one for either of the two when the other is given: a difference stays one */
-  uint64_t check = (a->check ^ a->call->fp) * CHECK_FACTOR;
-  a->check = check ^ (check >> 32);
-  take_note(a);
-  perigee__arena_line *mine = perigee__arena_line_at(a, a->me, a->epoch);
-  mine->check = a->own.check = a->check;
-  mine->aux = a->own.aux = a->aux;
-  for (size_t i = 0; i < a->own_bytes; i += sizeof(uint64_t))
-    memcpy(mine->payload + i, a->own.payload + i, sizeof(uint64_t));
-  a->own_bytes = 0;
-  a->aux = 0;
-  return mine;
-}
-
-int perigee__arena_meet(perigee__arena *a, perigee__arena_combine_fn combine, void *arg) {
-  PERIGEE_TRY(perigee__arena_room(a, PERIGEE_ARENA_BUFFER_ROOM)); /* for the counter */
-  perigee__arena_line *mine = step(a);
-  if (a->mode == PERIGEE_ARENA_SPIN)
-    return meet_spin(a, mine);
-  return meet_park(a, mine, a->epoch, combine, arg);
-}
-
-int perigee__arena_meet_root(perigee__arena *a, int root) {
-  perigee__arena_line *mine = step(a), *first = perigee__arena_line_at(a, root, a->epoch);
-  if (a->me == root) {
-    PERIGEE_TRY(lines_wait(a));
-    word_publish(&mine->word, a->epoch);
-    return 0;
-  }
-  word_publish(&mine->word, a->epoch);
-  for (int polls = a->bare_polls; !word_reached(&first->word, a->epoch);)
-    if (--polls <= 0) {
-      perigee__arena_reason reason = word_wait(a, root, &first->word, a->epoch);
-      if (reason != PERIGEE_ARENA_GO_ON)
-        return perigee__arena_give_up(a, reason);
-    }
-  if (PERIGEE_UNLIKELY(first->check != a->check))
-    return perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
-  a->known = a->epoch; /* a root that has done what this rank has done has waited for all */
-  return 0;
-}
-
-void perigee__arena_depart(perigee__arena *a) {
-  perigee__arena_line *mine = step(a);
-  if (a->mode == PERIGEE_ARENA_SPIN)
-    word_publish(&mine->word, a->epoch);
-  else
-    (void)arrive_park(a, mine, a->epoch, NULL, NULL);
-}
-
-bool perigee__arena_will_be_last(const perigee__arena *a) {
-  uint32_t b = perigee__arena_epoch_after(a->epoch) % PERIGEE_ARENA_BUFFERS;
-  /* relaxed: a hint; the increment that follows acquires */
-  return atomic_load_explicit(&a->park->arrivals[b], memory_order_relaxed) + 1 == (uint32_t)a->n;
-}
-
-/* ---- running ahead ------------------------------------------------------------------------------- */
-
-void perigee__arena_publish(_Atomic uint32_t *word, uint32_t value) {
-  word_publish(word, value & PERIGEE_ARENA_EPOCHS);
-}
-
-void perigee__arena_give(perigee__arena *a) {
-  perigee__arena_line *mine = step(a);
-  word_publish(&mine->word, a->epoch);
-  perigee__prefetch_write(perigee__arena_next_line(a));
-}
-
-int perigee__arena_await_word(perigee__arena *a, int rank, _Atomic uint32_t *word, uint32_t value) {
-  value &= PERIGEE_ARENA_EPOCHS;
-  for (int polls = a->bare_polls; polls > 0; polls--)
-    if (word_reached(word, value))
-      return 0;
-  a->awaited = rank;
-  a->awaited_word = word;
-  a->awaited_value = value;
-  perigee__arena_reason reason = word_wait(a, rank, word, value);
-  int rc = reason == PERIGEE_ARENA_GO_ON ? 0 : perigee__arena_give_up(a, reason);
-  a->awaited = PERIGEE_ARENA_ALL;
-  return rc;
-}
-
-int perigee__arena_await(perigee__arena *a, int rank) {
-  perigee__arena_line *line = perigee__arena_line_at(a, rank, a->epoch);
-  PERIGEE_TRY(perigee__arena_await_word(a, rank, &line->word, a->epoch));
-  return PERIGEE_LIKELY(line->check == a->check) ? 0
-                                                 : perigee__arena_give_up(a, PERIGEE_ARENA_DIFFERS);
-}
-
-void perigee__arena_lend(perigee__arena *a) {
-  /* relaxed: all that was lent before is returned; seen by who sees this rank's next line */
-  atomic_store_explicit(&a->status[a->me].returned, 0, memory_order_relaxed);
-}
-
-void perigee__arena_give_back(perigee__arena *a, int root) {
-  _Atomic uint32_t *word = &a->status[root].returned;
-  /* release: pairs with the acquire in await_word, directly or by the increments of the others, which form one release sequence */
-  uint32_t before = atomic_fetch_add_explicit(word, 2, memory_order_release);
-  if ((before >> 1) + 2 == (uint32_t)a->n && (before & PERIGEE_ARENA_WAITERS))
-    perigee__futex_wake(word, INT_MAX, true);
-}
-
-int perigee__arena_await_returned(perigee__arena *a) {
-  PERIGEE_TRY(perigee__arena_await_word(a, PERIGEE_ARENA_READERS, &a->status[a->me].returned,
-                                        (uint32_t)a->n - 1));
-  a->known = a->epoch;
-  return 0;
-}
-
-int perigee__arena_await_all(perigee__arena *a) { return lines_wait(a); }
-
-int perigee__arena_settle(perigee__arena *a) { return perigee__arena_await_all(a); }
 
 void perigee__arena_kick(const perigee__arena *a) {
   word_kick(&a->park->released);
