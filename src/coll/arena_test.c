@@ -312,13 +312,33 @@ static void test_mismatch(void **state) {
   unsetenv("PERIGEE_WAIT");
 }
 
+/* Whether reading the others is slow is one answer for all: yes as soon as one rank finds it so. Rules would differ otherwise. */
+static void test_slow_for_one(void **state) {
+  (void)state;
+  for (int slow = -1; slow < 3; slow++) {
+    world *w = world_open(3, PERIGEE_ARENA_SPIN, 0);
+    for (int r = 0; r < 3; r++)
+      perigee__reach_introduce(w->member[r].arena);
+    for (int r = 0; r < 3; r++)
+      w->member[0].arena->status[r].slow = r == slow;
+    for (int r = 0; r < 3; r++) {
+      perigee__arena *a = w->member[r].arena;
+      a->cma = perigee__reach_probe(a);
+      assert_true(a->cma);
+      perigee__arena_sift(a);
+      assert_int_equal(perigee__arena_table(a)->facts.slow, slow >= 0);
+    }
+    world_close(w);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_create),   cmocka_unit_test(test_unreadable),
       cmocka_unit_test(test_alone),    cmocka_unit_test(test_memory),
       cmocka_unit_test(test_header),   cmocka_unit_test(test_refused),
       cmocka_unit_test(test_agree),    cmocka_unit_test(test_timeout_reaches_all),
-      cmocka_unit_test(test_mismatch),
+      cmocka_unit_test(test_mismatch), cmocka_unit_test(test_slow_for_one),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
