@@ -23,6 +23,13 @@
  *              1385:1657; 8 ranks 256K 290:231, 1M 852:1055, 4M 4641:6100
  *   allgather  2 ranks 64K 6:9, 1M 155:198, 16M 4091:4368; 4 ranks 64K 29:28, 256K 134:146, 1M 622:675; 8 ranks 64K 183:116, 256K 734:535, 1M
  *              3233:2649, 16M 95601:75129
+ * The same where reading is slow (EPYC, 2 cores, 512 KiB L2):
+ *   broadcast  2 ranks 64K 8.6:7.1, 1M 126:55, 16M 5524:2809
+ *   allgather  2 ranks 64K 12:11, 16M 13184:10965; 4 ranks 64K 80:40, 256K 268:110, 16M 51029:25411
+ *   alltoall   2 ranks 64K 10:7.6, 16M 10730:8195; 4 ranks 64K 89:41, 256K 246:245, 16M 56187:37604; 8 ranks 64K 393:300, 16M 165:156 ms
+ *   gather     2 ranks 64K 12:9, 1M 160:89; 4 ranks 1M 559:305, 16M 19400:11837; 8 ranks 16M 34452:25107
+ *   scatter    2 ranks 64K 8.5:6.5, 16M 6575:7127; 4 ranks 64K 30:26, 1M 282:679; 8 ranks 64K 69:133, 1M 824:2663
+ *   reduce     2 ranks 64K 12.8:8.2, 1M 162:70, 16M 8786:2507
  */
 #include "coll/select.h"
 
