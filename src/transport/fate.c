@@ -1,5 +1,6 @@
 #include "transport/fate.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,8 +43,11 @@ void perigee__fate_fini(perigee__fate *fate) {
 
 bool perigee__fate_fail(perigee__fate *fate, const perigee_error *error) {
   uint32_t healthy = HEALTHY;
-  if (!atomic_compare_exchange_strong(&fate->state, &healthy, FAILING))
+  if (!atomic_compare_exchange_strong(&fate->state, &healthy, FAILING)) {
+    while (atomic_load(&fate->state) == FAILING) /* the other thread copies an error */
+      sched_yield();
     return false;
+  }
   fate->error = *error;
   if (fate->error.rank < 0)
     fate->error.rank = fate->me;

@@ -58,7 +58,7 @@ static inline bool perigee__fate_failed(const perigee__fate *fate) {
   return atomic_load_explicit(&fate->state, memory_order_acquire) == 2;
 }
 
-/** Record the first cause and run the listeners. Returns true when this call was the first. Does not tell other ranks
+/** Record the first cause and run the listeners. Returns true when this call was the first; the fate has failed either way. Does not tell other ranks
  *  (perigee__mesh_fail_group does). error->rank is set to fate->me and error->group to the name when unset. */
 bool perigee__fate_fail(perigee__fate *fate, const perigee_error *error);
 
