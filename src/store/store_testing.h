@@ -71,7 +71,8 @@ __attribute__((unused)) static void leaks_end(leak_mark mark) {
   int64_t deadline = perigee__deadline_in(2 * SEC);
   while (count_entries("/proc/self/task") > mark.threads && !perigee__passed(deadline))
     perigee__sleep_ns(MS);
-  assert_int_equal(count_entries("/proc/self/task"), mark.threads);
+  assert_true(count_entries("/proc/self/task") <=
+              mark.threads); /* one of before may have shown still */
   assert_int_equal(count_entries("/proc/self/fd"), mark.fds);
 }
 

@@ -94,10 +94,10 @@ static inline leak_mark leak_begin(void) {
 }
 
 static inline void leak_check(leak_mark mark) {
-  /* A joined thread may show in /proc for a moment. */
+  /* A joined thread may show in /proc for a moment: also one that was there when the mark was made. */
   for (int i = 0; i < 200 && count_entries("/proc/self/task") > mark.threads; i++)
     perigee__sleep_ns(5 * MS);
-  CHECKF(count_entries("/proc/self/task") == mark.threads, "threads left");
+  CHECKF(count_entries("/proc/self/task") <= mark.threads, "threads left");
   CHECKF(count_entries("/proc/self/fd") == mark.fds, "%d descriptors, %d before",
          count_entries("/proc/self/fd"), mark.fds);
 }
