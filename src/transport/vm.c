@@ -49,7 +49,8 @@ int perigee__vm_probe(const perigee__vm_face *face) {
 
 /* ---- how long it takes ------------------------------------------------------------------------- */
 
-/* SLOW: times as long as copying. Seen for 64 KiB: 1.5 to 2 (Xeon, Linux 6.18), 5 to 6 (EPYC, the same kernel). */
+/* SLOW: times as long as copying. By what bench_machine says of the two, some 4 to 6 on one machine (EPYC); on another (Xeon), where this has not been
+ * run, reckoned from what a broadcast takes, some 2. */
 enum {
   SAMPLE = 64 << 10,
   TRIES = 8,

@@ -25,8 +25,8 @@ typedef struct perigee__vm_face {
 void perigee__vm_show(uint64_t *value_p, perigee__vm_face *face);
 /** 0, or why the memory behind a face cannot be read: -errno; -ESRCH when it is another process. */
 PERIGEE_MUST_CHECK int perigee__vm_probe(const perigee__vm_face *face);
-/** Whether a system call takes several times as long to read 64 KiB as copying them does: on some machines less than twice, on others six times
- *  as long. Measured once in a process, in some 100 us. True where it is not allowed at all. */
+/** Whether a system call takes several times as long to read 64 KiB as copying them does (vm.c).
+ *  Measured once in a process, in some 100 us. True where it is not allowed at all. */
 bool perigee__vm_is_slow(void);
 /** dst := bytes at address src of the process. 0, or -errno (-ESRCH and -EFAULT when it is gone). */
 PERIGEE_MUST_CHECK int perigee__vm_read(int32_t pid, void *dst, uint64_t src, size_t bytes);
